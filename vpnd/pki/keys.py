@@ -1,0 +1,111 @@
+"""Key pairs: the kinds we make and accept, their PEM form, and certificate requests."""
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from vpnd.errors import ConfigError
+
+KeyType = Literal["p256", "p384", "rsa3072", "rsa4096"]
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+
+KEY_TYPES: tuple[KeyType, ...] = get_args(KeyType)
+RSA_EXPONENT = 65537
+RSA_BITS = range(2048, 4097)  # below is weak, above costs the server too much per handshake
+CURVES = ("secp256r1", "secp384r1")
+
+
+def generate(key_type: KeyType) -> PrivateKey:
+    """Return a new private key."""
+    if key_type == "p256":
+        return ec.generate_private_key(ec.SECP256R1())
+    if key_type == "p384":
+        return ec.generate_private_key(ec.SECP384R1())
+    return rsa.generate_private_key(RSA_EXPONENT, 3072 if key_type == "rsa3072" else 4096)
+
+
+def signature_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
+    """Return the hash whose strength goes with the key."""
+    strong = isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.key_size > 256
+    return hashes.SHA384() if strong else hashes.SHA256()
+
+
+def encode_key(key: PrivateKey) -> bytes:
+    """Return a private key as unencrypted PKCS #8 PEM."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def encode_public_key(key: PublicKey) -> bytes:
+    """Return a public key as SubjectPublicKeyInfo PEM."""
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_key(path: Path) -> PrivateKey:
+    """Return the private key in a file that only its owner can read; raise ConfigError."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ConfigError(f"{path}: others can read this key; chmod 600 it")
+            key = load_pem_private_key(file.read(), password=None)
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise ConfigError(f"{path}: not an unencrypted private key in PEM") from exc
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise ConfigError(f"{path}: neither an EC nor an RSA key")
+    return key
+
+
+def load_public_key(path: Path) -> PublicKey:
+    """Return the public key in a PEM file; raise ConfigError."""
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise ConfigError(f"{path}: not a public key in PEM") from exc
+    return accepted(key, str(path))
+
+
+def accepted(key: object, where: str) -> PublicKey:
+    """Return `key` if its kind and size are ones we certify; raise ConfigError otherwise."""
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES:
+        return key
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size in RSA_BITS:
+        return key
+    raise ConfigError(f"{where}: the key is neither EC P-256 or P-384 nor RSA of 2048 to 4096 bit")
+
+
+def request(key: PrivateKey) -> bytes:
+    """Return a certificate request in PEM that proves possession of `key` and asks no names."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, signature_hash(key)).public_bytes(Encoding.PEM)
+
+
+def requested_key(pem: bytes) -> PublicKey:
+    """Return the key of a certificate request whose maker has proved to possess it.
+
+    Only the key is taken: names come from whoever decides on them.  Raises ConfigError.
+    """
+    try:
+        found = x509.load_pem_x509_csr(pem)
+        if not found.is_signature_valid:
+            raise ConfigError("the certificate request does not prove possession of its key")
+        key = found.public_key()
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise ConfigError("the certificate request cannot be read") from exc
+    return accepted(key, "certificate request")
