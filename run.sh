@@ -1,0 +1,411 @@
+#!/usr/bin/env bash
+# The front door of a clone: try, test and run pyvpn without installing it. `./run.sh help`
+set -euo pipefail
+umask 022
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+PYTHON=${PYTHON:-/usr/bin/python3}
+COPIES=/var/cache/pyvpn-dev # where the programs run from if user pyvpn cannot read the clone
+
+# Where `server`, `vpnctl` and `clean` keep things.
+ETC=${PYVPN_ETC:-/etc/pyvpn}
+STATE=${PYVPN_STATE:-/var/lib/pyvpn}
+CA=${PYVPN_CA:-/var/lib/pyvpn-ca}
+RUN=${PYVPN_RUN:-/run/pyvpn-server}
+HELPER_RUN=${PYVPN_HELPER_RUN:-/run/pyvpn-helper}
+HELPER_SOCKET=${PYVPN_HELPER_SOCKET:-/run/pyvpn-helper.sock}
+DEMO=/run/pyvpn-demo
+
+PROGRAM_PACKAGES=(python3 python3-venv iproute2 nftables ca-certificates)
+CLONE_PACKAGES=(git iputils-ping) # iputils-ping for demo and tests
+TEST_PACKAGES=(shellcheck)
+UNPRIVILEGED=(--clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all)
+CAP_NET_ADMIN=12 CAP_SYS_ADMIN=21 # linux/capability.h
+
+usage() {
+    cat <<'USAGE'
+usage: ./run.sh COMMAND
+
+  demo [--keep]         three network namespaces, a server, a stock openconnect, a tunnel
+  demo --stop           end a demo that was kept
+  test [ARGUMENTS]      all tests, with the newest libraries and with those of Debian 13;
+                        with pytest arguments only those tests, with the newest libraries
+  server                run a server on this machine in the foreground; Ctrl-C ends it
+  vpnctl [ARGUMENTS]    the command line tool, on that server
+  clean                 put the network back, also after kill -9 of everything
+  help                  this text
+
+Settings (environment): PYTHON, and for server, vpnctl and clean PYVPN_NAME (the server's
+name, asked for by clients), PYVPN_ETC, PYVPN_STATE, PYVPN_CA, PYVPN_RUN, PYVPN_HELPER_RUN,
+PYVPN_HELPER_SOCKET.
+USAGE
+}
+
+say() { printf 'run.sh: %s\n' "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# --- what the machine must have ---------------------------------------------------------------
+
+need_root() {
+    ((EUID == 0)) || die "'$1' changes network settings and needs root: sudo ./run.sh $1"
+}
+
+need_capability() { # NUMBER NAME
+    local effective
+    effective=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status) ||
+        die "/proc is not mounted: mount -t proc proc /proc"
+    ((0x$effective >> $1 & 1)) ||
+        die "this root lacks $2 (a container?): start the container with --cap-add=${2#CAP_}"
+}
+
+need_network_rights() {
+    need_capability "$CAP_NET_ADMIN" CAP_NET_ADMIN
+    [[ -c /dev/net/tun ]] ||
+        die "there is no /dev/net/tun: modprobe tun, or give the container the host's /dev/net/tun"
+    { : <>/dev/net/tun; } 2>/dev/null ||
+        die "/dev/net/tun cannot be opened: modprobe tun, and allow the device in the container"
+}
+
+need_packages() { # PACKAGE...: install what is missing
+    local package missing=()
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) == *' installed' ]] ||
+            missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    ((EUID == 0)) || die "missing packages: sudo apt-get install ${missing[*]}"
+    command -v apt-get >/dev/null || die "install these first: ${missing[*]} (no apt-get here)"
+    say "installing ${missing[*]}"
+    local log
+    log=$(mktemp /tmp/pyvpn-apt.XXXXXX)
+    if ! install_packages "${missing[@]}" >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        die "apt-get could not install ${missing[*]}: read $log"
+    fi
+    rm -f "$log"
+}
+
+install_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq || true # an unreachable extra source need not matter
+    apt-get install -y -q --no-install-recommends "$@" </dev/null
+}
+
+need_python() {
+    command -v "$PYTHON" >/dev/null || die "there is no $PYTHON: set PYTHON=/path/to/python3"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$PYTHON is older than Python 3.11: set PYTHON=/path/to/a newer python3"
+}
+
+need_users() {
+    local user
+    for user in pyvpn pyvpn-ca; do
+        getent passwd "$user" >/dev/null && continue
+        say "creating system user $user"
+        useradd --system --user-group --no-create-home --home-dir /nonexistent \
+            --shell /usr/sbin/nologin "$user"
+    done
+    if ! getent group pyvpn-admin >/dev/null; then
+        say "creating group pyvpn-admin (its members may use vpnctl)"
+        groupadd --system pyvpn-admin
+    fi
+}
+
+# --- the copy for a clone that user pyvpn cannot read -----------------------------------------
+
+as_pyvpn() { setpriv --reuid=pyvpn --regid=pyvpn "${UNPRIVILEGED[@]}" -- "$@"; }
+
+files_of_clone() { # NUL-separated, without what git ignores
+    if [[ -e $HERE/.git ]]; then
+        git -c safe.directory="$HERE" -C "$HERE" ls-files -z -co --exclude-standard
+    else
+        (cd "$HERE" && find . -name '.[!.]*' -prune -o -type f -print0)
+    fi
+}
+
+# Go on from a world-readable copy when the clone lies, say, below /root (mode 0700). Nothing of
+# the clone is changed.
+run_readable() { # the arguments of this script
+    as_pyvpn test -r "$HERE/vpnd/__init__.py" -a -x "$HERE/vpnd" && return
+    local copy file
+    copy=$COPIES/$(sha256sum <<<"$HERE" | cut -c 1-12)
+    say "user pyvpn cannot read $HERE: running from the copy $copy"
+    mkdir -p "$copy"
+    while IFS= read -r -d '' file; do
+        [[ -f $HERE/$file ]] || continue
+        printf '%s\0' "$file"
+        cmp -s "$HERE/$file" "$copy/$file" || install -D -p "$HERE/$file" "$copy/$file"
+        chmod "$([[ -x $HERE/$file ]] && echo 0755 || echo 0644)" "$copy/$file"
+    done < <(files_of_clone) >"$copy/.files.new"
+    if [[ -e $copy/.files ]]; then # what the clone no longer has
+        comm -z -13 <(sort -z "$copy/.files.new") <(sort -z "$copy/.files") |
+            (cd "$copy" && xargs -0 -r rm -f --)
+    fi
+    mv "$copy/.files.new" "$copy/.files"
+    exec "$copy/run.sh" "$@"
+}
+
+# --- libraries ----------------------------------------------------------------------------------
+
+requirements() { # EXTRA...: what pyproject.toml asks for
+    "$PYTHON" - "$HERE/pyproject.toml" "$@" <<'PY'
+import sys, tomllib
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+print(*project["dependencies"], sep="\n")
+for extra in sys.argv[2:]:
+    print(*project["optional-dependencies"][extra], sep="\n")
+PY
+}
+
+make_venv() { # FOLDER "EXTRA..." [pip arguments]: exists afterwards, with what pyproject.toml asks for
+    local folder=$1 extras=$2 stamp wanted made log
+    shift 2
+    stamp=$folder/.made-for-${extras:-run}
+    # shellcheck disable=SC2086 # extras are words
+    wanted=$(requirements $extras && "$PYTHON" -VV && cat "$HERE/tests/constraints-debian13.txt")
+    [[ -e $stamp && $(<"$stamp") == "$wanted" ]] && "$folder/bin/python" -c '' && return
+    made=$("$folder/bin/python" -VV 2>/dev/null || true)
+    [[ $made == "$("$PYTHON" -VV)" ]] || rm -rf "$folder"
+    say "making ${folder##*/} for $("$PYTHON" -V), may take a minute"
+    [[ -x $folder/bin/python ]] || "$PYTHON" -m venv "$folder"
+    log=$folder/pip.log
+    # shellcheck disable=SC2086
+    if ! requirements $extras | "$folder/bin/python" -m pip install --upgrade \
+        --disable-pip-version-check --no-input "$@" -r /dev/stdin >"$log" 2>&1; then
+        grep -E '^ERROR' "$log" >&2 || tail -n 5 "$log" >&2
+        return 1
+    fi
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+locked() { # COMMAND...: one run.sh builds at a time
+    mkdir -p "$HERE/.cache"
+    (flock 9 && "$@" 9>&-) 9>"$HERE/.cache/lock"
+}
+
+need_venv() { # EXTRA...
+    locked make_venv "$HERE/.venv" "$*" ||
+        die "pip could not install the libraries: read $HERE/.venv/pip.log"
+}
+
+python() { PYTHONPATH=$HERE PYTHONUNBUFFERED=1 "$HERE/.venv/bin/python" -P "$@"; }
+
+# --- processes of `server`, remembered by number and start time ------------------------------------
+
+start_time() { sed -nE 's/^.*\) (\S+ ){19}([0-9]+) .*/\2/p' "/proc/$1/stat" 2>/dev/null; }
+
+remember() { printf '%s %s\n' "$2" "$(start_time "$2")" >"$HELPER_RUN.$1.pid"; } # NAME PID
+
+still_runs() { # NAME: print the number of the process that was remembered, if it is still that one
+    local number started
+    read -r number started 2>/dev/null <"$HELPER_RUN.$1.pid" || return 1
+    [[ -n $started && $(start_time "$number") == "$started" ]] && printf '%s\n' "$number"
+}
+
+end_process() { # NAME: TERM, after 10 s KILL
+    local number i
+    number=$(still_runs "$1") || { rm -f "$HELPER_RUN.$1.pid" && return; }
+    kill -TERM "$number" 2>/dev/null || true
+    for ((i = 0; i < 100; i++)); do
+        still_runs "$1" >/dev/null || break
+        sleep 0.1
+    done
+    if still_runs "$1" >/dev/null; then
+        say "$1 ($number) does not end: killing it"
+        kill -KILL "$number" 2>/dev/null || true
+    fi
+    rm -f "$HELPER_RUN.$1.pid"
+}
+
+helper() {
+    python -m helper --socket "$HELPER_SOCKET" --run-dir "$HELPER_RUN" \
+        --policy "$ETC/helper.toml" "$@"
+}
+
+vpnctl() { python -m vpnctl --run-dir "$RUN" --state-dir "$STATE" --ca-dir "$CA" "$@"; }
+
+# --- commands -----------------------------------------------------------------------------------
+
+prepare() { # COMMAND EXTRA... -- ARGUMENTS: everything root's commands have in common
+    local command=$1 extras=()
+    shift
+    while [[ $1 != -- ]]; do
+        extras+=("$1")
+        shift
+    done
+    shift
+    need_root "$command"
+    need_packages "${PROGRAM_PACKAGES[@]}" "${CLONE_PACKAGES[@]}"
+    need_python
+    need_users
+    run_readable "$command" "$@"
+    need_venv "${extras[@]}"
+}
+
+run_server() {
+    need_root server
+    need_network_rights
+    prepare server -- "$@"
+    local number
+    number=$(still_runs vpnd) && die "a server runs already (vpnd $number): end it first"
+    helper --undo # what a server that was killed left behind
+    set_up_server
+    trap stop_server EXIT
+    trap 'exit 0' INT TERM HUP
+    # setsid: Ctrl-C is for this script, which ends vpnd before the helper
+    PYTHONPATH=$HERE setsid "$HERE/.venv/bin/python" -P -m helper --socket "$HELPER_SOCKET" \
+        --run-dir "$HELPER_RUN" --policy "$ETC/helper.toml" &
+    remember helper $!
+    until [[ -S $HELPER_SOCKET ]]; do
+        still_runs helper >/dev/null || die "the helper ended: its last line above says why"
+        sleep 0.1
+    done
+    PYTHONPATH=$HERE PYTHONUNBUFFERED=1 setsid setpriv --reuid=pyvpn --regid=pyvpn \
+        "${UNPRIVILEGED[@]}" -- "$HERE/.venv/bin/python" -P -m vpnd server \
+        --config "$ETC/server.toml" --state-dir "$STATE" --run-dir "$RUN" \
+        2> >(trap '' INT && show_until_ready) &
+    remember vpnd $!
+    wait $! || die "vpnd ended with $?: its last line above says why"
+}
+
+set_up_server() {
+    local file
+    install -d -m 0755 "$ETC"
+    for file in server.toml helper.toml; do
+        [[ -e $ETC/$file ]] && continue
+        say "writing $ETC/$file (every option with its default)"
+        install -m 0644 "$HERE/etc/pyvpn/$file" "$ETC/$file"
+    done
+    install -d -m 0700 -o pyvpn -g pyvpn "$STATE"
+    install -d -m 0755 -o pyvpn -g pyvpn "$RUN"
+    install -d -m 0700 -o pyvpn-ca -g pyvpn-ca "$CA"
+    if [[ ! -e $STATE/server.crt ]]; then
+        say "making the certificate authority ($CA) and the server's keys ($STATE)"
+        vpnctl pki init --name "${PYVPN_NAME:-$(own_address)}"
+    fi
+}
+
+own_address() { # the address this host uses towards the internet, else its name
+    ip -o route get 192.0.2.1 2>/dev/null | sed -nE 's/.* src ([^ ]+).*/\1/p' | grep . || hostname
+}
+
+show_until_ready() { # pass vpnd's log on; after its "ready" say how to go on
+    local line
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >&2
+        [[ $line == *ready* ]] && break
+    done
+    how_to_connect || true
+    exec cat >&2
+}
+
+pin_options() {
+    python - "$STATE" <<'PY'
+import sys, pathlib
+from vpnd.pki.pins import server_pins
+state = pathlib.Path(sys.argv[1])
+pins = server_pins(state / "server.crt", state / "server-next.pub")
+print(*(f"--servercert={pin}" for pin in pins))
+PY
+}
+
+how_to_connect() {
+    say "add a client:   ./run.sh vpnctl client add NAME --foreign    (or: user add NAME)"
+    say "and connect it: sudo openconnect $(pin_options) --certificate NAME.p12 https://REMOTE"
+    say "Ctrl-C ends the server and leaves the network as it was"
+}
+
+stop_server() {
+    trap '' INT TERM HUP
+    end_process vpnd
+    end_process helper
+    helper --undo || say "the network may not be as it was: ./run.sh clean"
+}
+
+run_clean() {
+    prepare clean -- "$@"
+    end_process vpnd
+    end_process helper
+    if [[ -e $DEMO ]]; then
+        python -m tests.netns.teardown "$DEMO"
+    fi
+    python -m tests.netns.teardown --dead
+    helper --undo
+    say "the network is as it was"
+}
+
+run_demo() {
+    need_root demo
+    need_network_rights
+    need_capability "$CAP_SYS_ADMIN" CAP_SYS_ADMIN
+    prepare demo -- "$@"
+    [[ ${1:-} == --stop ]] || locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect
+    python -m tests.netns.demo "$@"
+}
+
+run_tests() {
+    local unprivileged=()
+    if ((EUID == 0)); then
+        need_network_rights
+        need_capability "$CAP_SYS_ADMIN" CAP_SYS_ADMIN
+        need_packages "${TEST_PACKAGES[@]}"
+        prepare test test -- "$@"
+        locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect
+    else
+        say "not root: without the tests that need network namespaces (sudo ./run.sh test for all)"
+        unprivileged=(-m "not netns")
+        need_packages "${PROGRAM_PACKAGES[@]}" git
+        need_python
+        need_venv test
+    fi
+    cd "$HERE"
+    export PYTHONPATH=$HERE
+    if (($#)); then
+        exec .venv/bin/python -m pytest "${unprivileged[@]}" "$@"
+    fi
+    announce .venv "newest libraries"
+    .venv/bin/python -m pytest "${unprivileged[@]}"
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then
+        say "not tested: Debian 13's libraries, which have no packages for $("$PYTHON" -V)"
+        return
+    fi
+    locked make_venv "$HERE/.venv-debian13" test --only-binary=cryptography,numpy \
+        --constraint "$HERE/tests/constraints-debian13.txt" ||
+        die "pip could not install Debian 13's libraries: read $HERE/.venv-debian13/pip.log"
+    announce .venv-debian13 "the libraries of Debian 13"
+    .venv-debian13/bin/python -m pytest "${unprivileged[@]}" --ignore=tests/test_linters.py
+}
+
+announce() { # VENV WHAT
+    say "testing with $2: $("$1/bin/python" -c '
+from importlib.metadata import version
+print(*(f"{name} {version(name)}" for name in ("cryptography", "pyopenssl", "pyroute2", "numpy", "h11")), sep=", ")')"
+}
+
+main() {
+    local command=${1:-help}
+    shift || true
+    case $command in
+    demo) run_demo "$@" ;;
+    test) run_tests "$@" ;;
+    server) run_server "$@" ;;
+    vpnctl)
+        ((EUID)) || prepare vpnctl -- "$@" # others than root use what root has prepared
+        vpnctl "$@"
+        ;;
+    clean) run_clean "$@" ;;
+    help | -h | --help) usage ;;
+    *)
+        say "unknown command '$command'"
+        usage >&2
+        exit 2
+        ;;
+    esac
+}
+
+main "$@"

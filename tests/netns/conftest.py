@@ -1,0 +1,64 @@
+"""Fixtures of the tests on network namespaces."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.bed import CACHE, Bed
+from tests.netns.daemons import Config, Daemons
+from tests.netns.teardown import take_down_dead
+
+_numbers = itertools.count()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Namespaces and TUN devices are for root; `./run.sh test` says so before it begins."""
+    if item.get_closest_marker("netns"):
+        if os.geteuid() != 0:
+            pytest.skip("needs root: sudo ./run.sh test")
+        if not Path("/dev/net/tun").exists():
+            pytest.skip("needs /dev/net/tun: modprobe tun")
+
+
+@pytest.fixture(scope="session")
+def _no_leftovers() -> None:
+    """A test run that was killed leaves namespaces behind; the next one takes them down."""
+    take_down_dead()
+
+
+@pytest.fixture(scope="module")
+def make_bed(
+    request: pytest.FixtureRequest, _no_leftovers: None
+) -> Iterator[Callable[[int], Bed]]:
+    """Build beds with so many clients; all are taken down after the module's tests."""
+    beds: list[Bed] = []
+
+    def make(clients: int = 1) -> Bed:
+        bed = Bed.for_test(next(_numbers), clients=clients)
+        beds.append(bed)
+        bed.build()
+        return bed
+
+    failed_before = request.session.testsfailed
+    yield make
+    for bed in beds:
+        if request.session.testsfailed > failed_before:
+            bed.keep_logs(CACHE / "netns-logs" / request.module.__name__)
+        bed.close()
+
+
+@pytest.fixture(scope="module")
+def make_server(make_bed: Callable[[int], Bed]) -> Callable[..., tuple[Bed, Daemons]]:
+    """Build a bed with a running server: `make_server(clients=2, config={...})`."""
+
+    def make(clients: int = 1, config: Config | None = None) -> tuple[Bed, Daemons]:
+        bed = make_bed(clients)
+        daemons = Daemons(bed.server, config)
+        daemons.prepare()
+        daemons.start()
+        return bed, daemons
+
+    return make
