@@ -104,7 +104,7 @@ class Packet:
             kind |= virtio.GSO_ECN
         return virtio.encode(kind, 0, gso_size, self.upper, check) + self.build(partial=True)
 
-    def segments(self, gso_size: int) -> list[bytes]:
+    def parts(self, gso_size: int) -> list["Packet"]:
         """Split, slowly and plainly."""
         starts = range(0, len(self.payload), gso_size)
         result = []
@@ -121,8 +121,12 @@ class Packet:
                 number=self.number if self.dont_fragment else (self.number + index) & 0xFFFF,
                 flags=flags,
             )
-            result.append(part.build())
+            result.append(part)
         return result
+
+    def segments(self, gso_size: int) -> list[bytes]:
+        """Return the bytes of the parts."""
+        return [part.build() for part in self.parts(gso_size)]
 
 
 HOP_BY_HOP = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # next header still to be set; PadN
