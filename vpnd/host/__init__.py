@@ -1,0 +1,1 @@
+"""What vpnd has of its host: the privileged helper and the service manager."""

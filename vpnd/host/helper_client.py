@@ -1,0 +1,241 @@
+"""vpnd's end of the connection to the privileged helper.
+
+The connection stands for the host state: the helper undoes everything once its last copy is
+closed.  Requests are answered one at a time, in order.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from helper.messages import (
+    MAX_FDS,
+    BadFrame,
+    FrameReader,
+    Hello,
+    OpenSockets,
+    OpenTun,
+    Refused,
+    Request,
+    SetFirewall,
+    SetLink,
+    Undo,
+    encode,
+)
+from vpnd.errors import HelperError
+
+READ_SIZE = 64 * 1024
+UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
+CHANGE_TIMEOUT_S = 60.0  # thousands of routes, or nft on a busy host
+
+Answer = tuple[Mapping[str, Any], list[int]]
+
+
+class HelperClient:
+    """One interface's connection to the helper; made by `connect`."""
+
+    adopted: bool
+    """Whether the helper, restarted, still had this interface's state and kept it."""
+
+    firewall_backends: tuple[str, ...]
+    """The backends that work on this host, best first."""
+
+    def __init__(self, sock: socket.socket, path: str) -> None:
+        self.adopted = False
+        self.firewall_backends = ()
+        self._socket = sock
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader()
+        self._fds: list[int] = []
+        self._turn = asyncio.Lock()
+        self._answer: asyncio.Future[Answer] | None = None
+        self._closed = asyncio.Event()
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    @classmethod
+    async def connect(cls, path: str, interface: str, *, timeout_s: float = 5.0) -> Self:
+        """Return a connection that speaks for `interface`; raise HelperError when refused."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, path), timeout_s)
+            _require_root(sock, path)
+        except (OSError, TimeoutError) as exc:
+            sock.close()
+            raise HelperError(_explained(path, exc)) from exc
+        except HelperError:
+            sock.close()
+            raise
+        client = cls(sock, path)
+        try:
+            facts, _ = await client._ask(lambda: Hello(interface), timeout_s)
+        except BaseException:
+            client.close()
+            raise
+        client.adopted = bool(facts["adopted"])
+        client.firewall_backends = tuple(facts["firewall_backends"])
+        return client
+
+    async def open_tun(self, *, queues: int, tx_queue_len: int) -> list[int]:
+        """Make the interface; return one non-blocking fd for each queue, the caller's to close.
+
+        Each was made with a virtio-net header, without packet information.  The interface is down
+        until `set_link`, and ends with the last of its fds.
+        """
+        _, fds = await self._ask(lambda: OpenTun(queues, tx_queue_len))
+        return self._exactly(fds, queues)
+
+    async def open_sockets(
+        self, listen: Sequence[tuple[str, int]], *, udp_per_address: int, buffer_bytes: int
+    ) -> list[tuple[int, list[int]]]:
+        """Return (listening TCP fd, its UDP fds) for each (address, port); the caller's to close.
+
+        All are non-blocking; the UDP sockets of one address are one SO_REUSEPORT group.
+        """
+        wanted = tuple((address, port) for address, port in listen)
+        _, fds = await self._ask(lambda: OpenSockets(wanted, udp_per_address, buffer_bytes))
+        step = 1 + udp_per_address
+        self._exactly(fds, step * len(wanted))
+        groups = [fds[start : start + step] for start in range(0, len(fds), step)]
+        return [(group[0], group[1:]) for group in groups]
+
+    async def set_link(
+        self,
+        *,
+        mtu: int,
+        addresses: Sequence[str],
+        routes: Sequence[str] = (),
+        forwarding: bool,
+    ) -> None:
+        """Bring the interface to exactly this state, and up.
+
+        `addresses` are "address/length", `routes` prefixes through the interface.  With
+        `forwarding` the host forwards between it and the links that carry routes now: ask again
+        when those change, and set the firewall first.
+        """
+        where = tuple(addresses), tuple(routes)
+        await self._ask(lambda: SetLink(mtu, *where, forwarding))
+
+    async def set_firewall(
+        self,
+        *,
+        networks: Sequence[str],
+        masquerade: bool,
+        clamp_mss: bool,
+        client_to_client: bool,
+    ) -> str:
+        """Put exactly these rules in force; return the name of the backend that did."""
+        rules = (tuple(networks), masquerade, clamp_mss, client_to_client)
+        facts, _ = await self._ask(lambda: SetFirewall(*rules))
+        return str(facts["backend"])
+
+    async def undo(self) -> None:
+        """Take back everything; the connection stays and may begin anew."""
+        await self._ask(Undo)
+
+    async def wait_closed(self) -> None:
+        """Return when the helper is gone, or `close` was called."""
+        await self._closed.wait()
+
+    def close(self) -> None:
+        """Close this copy of the connection: if it is the last, the helper undoes everything."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        _close_fds(self._fds)
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(HelperError(f"{self._path}: the helper is gone; {_START}"))
+
+    async def _ask(
+        self, make: Callable[[], Request], timeout_s: float = CHANGE_TIMEOUT_S
+    ) -> Answer:
+        """Send the request that `make` returns; return fields and fds of the answer."""
+        async with self._turn:
+            if self._closed.is_set():
+                raise HelperError(f"{self._path}: the helper is gone; {_START}")
+            self._answer = self._loop.create_future()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._loop.sock_sendall(self._socket, encode(make()))
+                    return await self._answer
+            except Refused as exc:  # our own check of the values
+                raise HelperError(str(exc)) from exc
+            except TimeoutError as exc:
+                self.close()
+                fix = "look at its log (journalctl -u pyvpn-helper)"
+                raise HelperError(
+                    f"{self._path}: no answer within {timeout_s:g} s; {fix}"
+                ) from exc
+            except OSError as exc:
+                self.close()
+                raise HelperError(f"{self._path}: the helper is gone; {_START}") from exc
+            finally:
+                self._answer = None
+
+    def _on_readable(self) -> None:
+        try:
+            flags = socket.MSG_CMSG_CLOEXEC
+            data, fds, _, _ = socket.recv_fds(self._socket, READ_SIZE, MAX_FDS, flags)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._fds += fds
+        try:
+            for payload in self._reader.receive(data):
+                self._take(json.loads(payload))
+        except (BadFrame, ValueError):
+            self.close()
+        if not data:
+            self.close()
+
+    def _take(self, answer: Mapping[str, Any]) -> None:
+        fds, self._fds = self._fds, []
+        if self._answer is None or self._answer.done():
+            _close_fds(fds)
+        elif "error" in answer:
+            _close_fds(fds)
+            self._answer.set_exception(HelperError(f"helper: {answer['error']}"))
+        else:
+            self._answer.set_result((answer["ok"], fds))
+
+    def _exactly(self, fds: list[int], count: int) -> list[int]:
+        if len(fds) != count:  # out of file descriptors: the kernel drops what does not fit
+            _close_fds(fds)
+            fix = "raise LimitNOFILE (ulimit -n)"
+            raise HelperError(f"{self._path}: {len(fds)} of {count} descriptors arrived; {fix}")
+        return fds
+
+
+_START = "start pyvpn-helper (systemctl start pyvpn-helper, or pyvpn-helper as root)"
+
+
+def _explained(path: str, exc: Exception) -> str:
+    match exc:
+        case FileNotFoundError() | ConnectionRefusedError():
+            return f"{path}: helper not running; {_START}"
+        case PermissionError():
+            return f"{path}: permission denied; run vpnd as user pyvpn, or see its SocketGroup="
+    return f"{path}: cannot be reached ({str(exc) or 'timed out'}); {_START}"
+
+
+def _require_root(sock: socket.socket, path: str) -> None:
+    """Raise HelperError unless root listens: nobody else may hand us an interface."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    _, uid, _ = UCRED.unpack(data)
+    if uid:
+        raise HelperError(f"{path}: user id {uid} listens there, not root; check helper.socket")
+
+
+def _close_fds(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
