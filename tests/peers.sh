@@ -22,21 +22,21 @@ packages_for() {
     { echo "$1" && sed -nE 's/^Inst (lib[^ ]+) \(.*/\1/p' <<<"$plan"; } | sort -u
 }
 
-write_starter() { # PROGRAM-PATH: a starter that adds our library folders
+write_starter() { # PROGRAM-PATH LIBRARY-FOLDERS
     local starter
     starter=$folder/bin/$(basename "$1")
     mkdir -p "$folder/bin"
     cat >"$starter" <<STARTER
 #!/bin/sh
-export LD_LIBRARY_PATH="$libraries"
+export LD_LIBRARY_PATH="$2"
 exec "$1" "\$@"
 STARTER
     chmod 0755 "$starter"
 }
 
-multiarch=$(dpkg-architecture -q DEB_HOST_MULTIARCH 2>/dev/null ||
-    find /usr/lib -maxdepth 1 -name '*-linux-gnu*' -printf '%f\n' | head -n 1)
-libraries=$folder/root/usr/lib/$multiarch:$folder/root/lib/$multiarch
+download() { # what $names holds, for $package
+    (cd "$folder/debs-$package" && apt-get -o APT::Sandbox::User=root download "${names[@]}")
+}
 
 for package in "$@"; do
     [[ -e $folder/$package.done ]] && continue
@@ -51,20 +51,18 @@ for package in "$@"; do
     fi
     mkdir -p "$folder/debs-$package" "$folder/root"
     mapfile -t names <<<"$names"
-    if ! (cd "$folder/debs-$package" &&
-        apt-get -o APT::Sandbox::User=root download "${names[@]}") >>"$log" 2>&1; then
-        # a list older than the mirror names versions that are gone
-        { apt-get update -qq && cd "$folder/debs-$package" &&
-            apt-get -o APT::Sandbox::User=root download "${names[@]}"; } >>"$log" 2>&1 || {
-            say "cannot download $package: see $log"
-            exit 1
-        }
-    fi
+    # lists older than the mirror name versions that are gone
+    download >>"$log" 2>&1 || { apt-get update -qq && download; } >>"$log" 2>&1 || {
+        say "cannot download $package: see $log"
+        exit 1
+    }
     for deb in "$folder/debs-$package"/*.deb; do
         dpkg -x "$deb" "$folder/root"
     done
+    # some libraries keep a part of themselves in a folder of their own
+    libraries=$(find "$folder/root" -name '*.so*' -printf '%h\n' | sort -u | paste -s -d :)
     for program in "$folder/root"/usr/{,s}bin/*; do
-        [[ -f $program ]] && write_starter "$program"
+        [[ -f $program ]] && write_starter "$program" "$libraries"
     done
     rm -rf "$folder/debs-$package"
     touch "$folder/$package.done"

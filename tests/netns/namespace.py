@@ -40,16 +40,20 @@ def run(
     env: Mapping[str, str] = ENVIRONMENT,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; with check, a bad exit status is a BedError that quotes it."""
-    done = subprocess.run(
-        argv,
-        input="" if stdin is None else stdin,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-        cwd="/",
-        env=dict(env),
-    )
+    try:
+        done = subprocess.run(
+            argv,
+            input="" if stdin is None else stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            cwd="/",
+            env=dict(env),
+        )
+    except subprocess.TimeoutExpired:
+        message = f"`{' '.join(argv)}` did not end within {timeout_s:.0f} s"
+        raise BedError(message) from None
     if check and done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise BedError(f"`{' '.join(argv)}` ended with {done.returncode}: {said}")
