@@ -1,0 +1,1 @@
+"""The server role: the master process that owns everything but the packets."""

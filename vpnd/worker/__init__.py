@@ -1,0 +1,1 @@
+"""The processes that face the network: TLS, DTLS and packets, no privilege, no database."""

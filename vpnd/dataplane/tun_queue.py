@@ -1,0 +1,70 @@
+"""One queue of a TUN device, opened with a virtio header and TCP offload by the helper.
+
+A read yields one frame: a 10-byte `virtio_net_hdr` (linux/virtio_net.h) and an IP packet
+of up to 64 KiB, which may be a TCP superpacket.  A write takes the same.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+
+from vpnd.wire.virtio import HEADER
+
+TUNSETOFFLOAD = 0x400454D0  # linux/if_tun.h, as the two flags below
+TUN_F_CSUM = 0x01
+TUN_F_TSO4 = 0x02
+TUN_F_TSO6 = 0x04
+TUN_F_TSO_ECN = 0x08
+TCP_OFFLOAD = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
+MAX_FRAME = HEADER.size + 65535
+# EIO: the link is not up; EINVAL: the kernel does not like the packet; ENOBUFS, EAGAIN: full
+_REFUSALS = frozenset({errno.EIO, errno.EINVAL, errno.ENOBUFS, errno.EAGAIN, errno.ENOMEM})
+
+
+def set_offload(fd: int, flags: int) -> None:
+    """Say which superpackets reads may yield.  Holds for the whole device, not the queue.
+
+    Raises OSError (EINVAL) where the kernel does not know a flag.
+    """
+    fcntl.ioctl(fd, TUNSETOFFLOAD, flags)
+
+
+class TunQueue:
+    """Reads and writes frames; owns `fd`."""
+
+    __slots__ = ("_buffer", "_view", "fd", "gone")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.gone = False
+        """The link was deleted: the fd stays readable for ever, so stop watching it."""
+        self._buffer = bytearray(MAX_FRAME)
+        self._view = memoryview(self._buffer)
+
+    def read(self) -> memoryview | None:
+        """Return the next frame, or None when there is none; valid until the next read."""
+        try:
+            size = os.readv(self.fd, [self._buffer])
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if exc.errno not in _REFUSALS:
+                self.gone = True
+            return None
+        return self._view[:size]
+
+    def write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> bool:
+        """Write one frame given in pieces; return False when the kernel did not take it."""
+        try:
+            os.writev(self.fd, pieces)
+        except OSError as exc:
+            if exc.errno not in _REFUSALS:
+                self.gone = True
+            return False
+        return True
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,101 @@
+"""Is the peer still there, and by which channel?  Decisions about one session over time.
+
+The worker tells what it received and sent; `expire` answers with what to do now.  All
+times are seconds of one monotonic clock, handed in by the caller.
+
+- A TLS channel that has been silent for one DPD interval is asked; after three it is dead.
+- A DTLS channel we send on but hear nothing from is asked every `PROBE_INTERVAL`; after
+  `PROBES` unanswered questions packets go over TLS until an authentic record comes in again.
+- A packet that the client sends over TLS although DTLS is up is a hint, not proof: ask at once.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+PROBE_AFTER = 2.0  # seconds without an answer on DTLS while we send
+PROBE_INTERVAL = 0.5  # seconds between two questions
+PROBES = 4  # unanswered questions that mean: UDP does not pass
+DEAD_AFTER = 3  # DPD intervals without a sign of life on TLS
+
+
+class Action(Enum):
+    """What the worker is to do for this session now."""
+
+    ASK_TLS = "send a DPD request over TLS"
+    ASK_DTLS = "send a DPD request over DTLS"
+    SUSPEND_DTLS = "UDP does not pass: send over TLS"
+    PEER_DEAD = "the peer is silent"
+    IDLE_TIMEOUT = "idle timeout"
+    SESSION_TIMEOUT = "session timeout"
+
+
+@dataclass(slots=True)
+class Liveness:
+    """The clocks of one session.  A time-out of 0 means: none."""
+
+    now: float
+    dpd_s: float
+    idle_timeout_s: float = 0
+    session_ends_at: float = 0
+    _heard: float = field(init=False)
+    _heard_dtls: float = field(init=False)
+    _data_at: float = field(init=False)
+    _asked_at: float = 0
+    _waiting_since: float = 0
+    """When we first sent on DTLS without having heard from it since; 0 = not waiting."""
+    _probes: int = 0
+    _probed_at: float = 0
+
+    def __post_init__(self) -> None:
+        self._heard = self._heard_dtls = self._data_at = self.now
+
+    def heard_tls(self, now: float) -> None:
+        self._heard = now
+
+    def heard_dtls(self, now: float) -> None:
+        """An authentic record came in over DTLS."""
+        self._heard = self._heard_dtls = now
+        self._waiting_since = 0
+        self._probes = 0
+
+    def data(self, now: float) -> None:
+        """A packet crossed the tunnel, in either direction."""
+        self._data_at = now
+
+    def sent_dtls(self, now: float) -> None:
+        if not self._waiting_since:
+            self._waiting_since = now
+
+    def doubt_dtls(self, now: float) -> None:
+        """The client used TLS although DTLS is up: start asking now."""
+        if now - self._heard_dtls > PROBE_INTERVAL and not self._probes:
+            self._waiting_since = now - PROBE_AFTER
+
+    def expire(self, now: float, *, dtls_active: bool) -> list[Action]:
+        """Return what is due; call it about twice a second."""
+        if self.session_ends_at and now >= self.session_ends_at:
+            return [Action.SESSION_TIMEOUT]
+        if self.idle_timeout_s and now - self._data_at >= self.idle_timeout_s:
+            return [Action.IDLE_TIMEOUT]
+        actions = self._expire_dtls(now) if dtls_active else []
+        if self.dpd_s:
+            silent = now - self._heard
+            if silent >= DEAD_AFTER * self.dpd_s:
+                return [Action.PEER_DEAD]
+            if silent >= self.dpd_s and now - self._asked_at >= self.dpd_s / 2:
+                self._asked_at = now
+                actions.append(Action.ASK_TLS)
+        return actions
+
+    def _expire_dtls(self, now: float) -> list[Action]:
+        if not self._waiting_since or now - self._waiting_since < PROBE_AFTER:
+            return []
+        if now - self._probed_at < PROBE_INTERVAL:
+            return []
+        if self._probes >= PROBES:
+            self._probes = 0
+            self._waiting_since = 0
+            return [Action.SUSPEND_DTLS]
+        self._probes += 1
+        self._probed_at = now
+        return [Action.ASK_DTLS]

@@ -1,0 +1,209 @@
+"""The master process of the server: it wires the parts together and owns what lives long.
+
+It never touches a packet.  Its life: store and network up, worker up, serve until a signal,
+then the worker first, the network last.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpnd import __version__, log
+from vpnd.auth.hasher import PasswordHasher
+from vpnd.config.model import ServerConfig
+from vpnd.errors import ConfigError, StoreError, VpnError
+from vpnd.host import systemd
+from vpnd.host.process import harden
+from vpnd.ipc.api import SOCKET_NAME
+from vpnd.ipc.server import IpcServer, serve
+from vpnd.policy.leases import Pool
+from vpnd.protocol.tls_stream import server_context
+from vpnd.server.admin import Admin
+from vpnd.server.logins import Logins
+from vpnd.server.network import Descriptors, Network
+from vpnd.server.sessions import Sessions
+from vpnd.server.supervisor import Supervisor
+from vpnd.store.leasing import own_ula_network
+from vpnd.store.sqlite import open_store
+from vpnd.worker.control import (
+    EndTunnel,
+    LoginQuery,
+    Message,
+    OpenQuery,
+    OpenReply,
+    Start,
+    TunnelEnded,
+)
+
+EXPIRE_INTERVAL = 5.0  # seconds between two searches for sessions whose time is over
+
+
+async def run(config: ServerConfig, state_dir: Path, run_dir: Path) -> None:
+    """Serve until SIGTERM or SIGINT.  Raises VpnError when it cannot begin."""
+    if os.geteuid() == 0:
+        raise ConfigError(
+            "vpnd does not run as root; start it as user pyvpn (./run.sh server does that)"
+        )
+    harden()
+    check_keys(config, state_dir)
+    await Master(config, state_dir, run_dir).run()
+
+
+def check_keys(config: ServerConfig, state_dir: Path) -> None:
+    """Raise ConfigError unless the keys and certificates can be used."""
+    server_context(
+        certificate=str(config.tls.certificate_file(state_dir)),
+        key=str(config.tls.key_file(state_dir)),
+        client_ca=str(config.tls.client_ca_file(state_dir)),
+    )
+
+
+class Master:
+    """Everything of the master process."""
+
+    def __init__(self, config: ServerConfig, state_dir: Path, run_dir: Path) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._run_dir = run_dir
+        self._store = open_store(state_dir)
+        network = config.network
+        ipv6 = own_ula_network(self._store.settings) if network.ipv6 == "auto" else network.ipv6
+        pool = Pool(network.ipv4, ipv6)
+        self._hasher = PasswordHasher()
+        self._sessions = Sessions(config, self._store, pool, self._end_tunnel)
+        self._logins = Logins(config.auth, self._store, self._hasher, self._sessions)
+        self._network = Network(config, pool)
+        self._descriptors: Descriptors | None = None
+        self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
+
+    async def run(self) -> None:
+        """Serve until a signal."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        resumable = self._sessions.recover(time.time())
+        try:
+            self._descriptors = await self._network.up()
+            ipc = await self._serve_ipc()
+            tasks = [
+                asyncio.create_task(self._worker.run()),
+                asyncio.create_task(self._network.keep()),
+                asyncio.create_task(self._expire()),
+            ]
+            try:
+                await self._serve(stop, tasks, resumable)
+            finally:
+                await self._close(ipc, tasks)
+        finally:
+            self._network.down()
+            self._hasher.close()
+            self._store.close()
+
+    async def _serve_ipc(self) -> IpcServer:
+        admin = Admin(
+            config=self._config,
+            state_dir=self._state_dir,
+            store=self._store,
+            sessions=self._sessions,
+            hasher=self._hasher,
+            network=self._network,
+            worker=self._worker,
+        )
+        return await serve(
+            self._run_dir / SOCKET_NAME, admin, admin_group=self._config.ipc.admin_group
+        )
+
+    async def _serve(
+        self, stop: asyncio.Event, tasks: list[asyncio.Task[None]], resumable: int
+    ) -> None:
+        stopped = asyncio.create_task(stop.wait())
+        ready = asyncio.create_task(self._worker.wait_ready())
+        await asyncio.wait({stopped, ready, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and ready.result():
+            listen = " ".join(f"{host}:{port}" for host, port in self._network.listen)
+            log.event(
+                "vpnd is ready",
+                version=__version__,
+                interface=self._config.network.interface,
+                listen=listen,
+                backend=self._network.firewall_backend,
+                count=resumable,
+            )
+            systemd.ready(f"serving on {listen}")
+            await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        elif not stopped.done():
+            raise VpnError("the worker did not start; the lines above say why")
+        stopped.cancel()
+        ready.cancel()
+        for failed in (task for task in tasks if task.done()):
+            failed.result()
+
+    async def _close(self, ipc: IpcServer, tasks: Sequence[asyncio.Task[None]]) -> None:
+        systemd.stopping()
+        log.event("vpnd is stopping")
+        ipc.close()
+        await self._worker.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._descriptors is not None:
+            self._descriptors.close()
+
+    # the worker
+
+    def _start_message(self) -> tuple[Start, list[int]]:
+        assert self._descriptors is not None
+        config = self._config
+        start = Start(
+            tcp_listeners=len(self._descriptors.tcp),
+            udp_sockets=len(self._descriptors.udp),
+            certificate=str(config.tls.certificate_file(self._state_dir)),
+            key=str(config.tls.key_file(self._state_dir)),
+            client_ca=str(config.tls.client_ca_file(self._state_dir)),
+            allow_tls12=config.tls.min_version == "1.2",
+            dtls=config.dtls.enabled,
+            port=config.server.port,
+            connections=config.limits.connections,
+            connections_per_address=config.limits.connections_per_address,
+            handshakes_pending=config.limits.handshakes_pending,
+            login_timeout_s=config.auth.login_timeout_s,
+            log_level=config.log.level,
+        )
+        return start, self._descriptors.all()
+
+    async def _on_message(self, message: Message) -> Message | None:
+        """Answer a worker; when the store fails, traffic goes on and logins wait."""
+        now = time.time()
+        if isinstance(message, LoginQuery):
+            return await self._logins.step(message)
+        if isinstance(message, OpenQuery):
+            try:
+                return self._sessions.open(message, now)
+            except StoreError as exc:
+                log.error("tunnel refused", address=message.address, error=str(exc))
+                return OpenReply(refused=503, reason="Try again later")
+        if isinstance(message, TunnelEnded):
+            self._sessions.ended(message, now)
+        return None
+
+    def _end_tunnel(self, number: int, reason: str) -> None:
+        self._worker.send(EndTunnel(number, reason, bye=True))
+
+    def _on_worker_gone(self) -> None:
+        self._sessions.workers_gone(time.time())
+
+    # clocks
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_INTERVAL)
+            now = time.time()
+            self._logins.expire(now)
+            try:
+                self._sessions.expire(now)
+            except StoreError as exc:
+                log.error("sessions not expired", error=str(exc))

@@ -1,0 +1,254 @@
+"""Sessions: who may have a tunnel, with which addresses, and what happens when it ends.
+
+A session begins with a login and has a cookie; a *tunnel* is one connection of it.  A
+client that comes back with its cookie gets a new tunnel and the same addresses.  Sessions
+and leases are in the store, so that they outlive this process; tunnels are not.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from vpnd import log
+from vpnd.auth.cookies import cookie_hash, new_cookie, new_session_id
+from vpnd.auth.login import LoginAccepted
+from vpnd.auth.standing import session_refusal
+from vpnd.config.model import ServerConfig
+from vpnd.errors import StoreError, VpnError
+from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
+from vpnd.store.contract import Session, Store
+from vpnd.store.leasing import take_lease, touch_lease
+from vpnd.worker.control import OpenQuery, OpenReply, TunnelEnded
+
+EndTunnel = Callable[[int, str], None]
+"""(tunnel number, reason): tell the worker to end it and the client not to come back."""
+
+
+@dataclass(slots=True)
+class LiveTunnel:
+    """A tunnel that a worker serves now."""
+
+    number: int
+    session: Session
+    address4: str
+    address6: str
+    outer: str
+    user_agent: str
+    hostname: str
+    opened_at: float
+
+
+class Sessions:
+    """All sessions of this server."""
+
+    def __init__(
+        self, config: ServerConfig, store: Store, pool: Pool, end_tunnel: EndTunnel
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._pool = pool
+        self._end_tunnel = end_tunnel
+        self._next_tunnel = secrets.randbelow(1 << 16) + 1
+        self.live: dict[int, LiveTunnel] = {}
+
+    def recover(self, now: float) -> int:
+        """Take over the sessions of an earlier run; return how many may come back.
+
+        Their clients have as long to return as after any other broken connection.
+        """
+        for session in self._store.sessions.all():
+            if session.disconnected_at is None:
+                self._store.sessions.put(replace(session, disconnected_at=now))
+        self.expire(now)
+        return len(self._store.sessions.all())
+
+    def begin(self, login: LoginAccepted, now: float) -> str:
+        """Make a session for a login that has succeeded; return its cookie.
+
+        Raises PoolExhausted or StoreError.
+        """
+        timeout = self._config.session.session_timeout_s
+        lease_key = (
+            client_lease_key(login.user, login.client)
+            if login.client is not None
+            else user_lease_key(login.user, self._leases_in_use())
+        )
+        cookie = new_cookie()
+        self._store.sessions.put(
+            Session(
+                id=new_session_id(),
+                cookie_hash=cookie_hash(cookie),
+                user=login.user,
+                client=login.client,
+                lease_key=lease_key,
+                method=login.method,
+                serial=login.serial,
+                created=now,
+                expires_at=now + timeout if timeout else None,
+                disconnected_at=now,  # until its tunnel is open the cookie may run out
+            )
+        )
+        return cookie
+
+    def _leases_in_use(self) -> set[str]:
+        return {session.lease_key for session in self._store.sessions.all()}
+
+    def open(self, query: OpenQuery, now: float) -> OpenReply:
+        """Decide about a CONNECT.  A refusal says 401: log in again, or 503: try later."""
+        session = self._store.sessions.by_cookie(cookie_hash(query.cookie))
+        reason = self._refusal(session, now)
+        if session is None or reason:
+            user = session.user if session else ""
+            log.warning("tunnel refused", user=user, address=query.address, reason=reason)
+            return OpenReply(refused=401, reason="Cookie is not acceptable")
+        try:
+            lease = take_lease(
+                self._store.leases,
+                self._pool,
+                session.lease_key,
+                in_use=self._leases_in_use(),
+                now=now,
+            )
+            session = self._store.sessions.put(replace(session, disconnected_at=None))
+        except VpnError as exc:
+            log.error("tunnel refused", user=session.user, address=query.address, reason=str(exc))
+            return OpenReply(refused=503, reason="No address is free, try again later")
+        self._replace_others(session)
+        return self._open(session, lease, query, now)
+
+    def _refusal(self, session: Session | None, now: float) -> str:
+        if session is None:
+            return "unknown cookie"
+        timeout = self._config.session.cookie_timeout_s
+        if not session.is_valid(now, cookie_timeout_s=timeout):
+            return "cookie has expired"
+        refusal = session_refusal(self._store, session.user, session.client, session.serial, now)
+        return refusal or ""
+
+    def _replace_others(self, session: Session) -> None:
+        """End what this tunnel takes the place of: one lease, one tunnel."""
+        for tunnel in list(self.live.values()):
+            other = tunnel.session
+            if other.id == session.id:
+                self._drop(tunnel, "the client connected again")
+            elif other.lease_key == session.lease_key:
+                self._drop(tunnel, "the client logged in again")
+                self._store.sessions.delete(other.id)
+
+    def _drop(self, tunnel: LiveTunnel, reason: str) -> None:
+        del self.live[tunnel.number]
+        self._end_tunnel(tunnel.number, reason)
+
+    def _open(self, session: Session, lease: Lease, query: OpenQuery, now: float) -> OpenReply:
+        address4, address6 = self._pool.addresses(lease.index)
+        number = self._next_tunnel
+        self._next_tunnel += 1
+        shown4 = str(address4) if address4 and query.wants_ipv4 else ""
+        shown6 = str(address6) if address6 and query.wants_ipv6 else ""
+        self.live[number] = LiveTunnel(
+            number,
+            session,
+            shown4,
+            shown6,
+            query.address,
+            query.user_agent,
+            query.hostname,
+            now,
+        )
+        log.event(
+            "session opened",
+            user=session.user,
+            client=session.client,
+            session=session.id,
+            address=query.address,
+            inner=" ".join(filter(None, (shown4, shown6))),
+            method=session.method,
+        )
+        return self._reply(session, number, shown4, shown6, now)
+
+    def _reply(
+        self, session: Session, number: int, address4: str, address6: str, now: float
+    ) -> OpenReply:
+        network, timers = self._config.network, self._config.session
+        netmask = self._pool.ipv4.netmask if self._pool.ipv4 else IPv4Address(2**32 - 1)
+        left = max(1, int(session.expires_at - now)) if session.expires_at else 0
+        return OpenReply(
+            tunnel=number,
+            session=session.id,
+            user=session.user,
+            address4=address4,
+            netmask4=str(netmask),
+            address6=address6,
+            prefix6=self._pool.ipv6.prefixlen if self._pool.ipv6 else 0,
+            mtu=network.mtu,
+            dns=[str(server) for server in network.dns],
+            default_domain=network.default_domain,
+            split_include=[str(prefix) for prefix in network.routes],
+            split_exclude=[str(prefix) for prefix in network.exclude],
+            server_name=self._config.server.name,
+            dpd_s=timers.dpd_s,
+            keepalive_s=timers.keepalive_s,
+            idle_timeout_s=timers.idle_timeout_s,
+            session_left_s=left,
+            rekey_s=timers.rekey_s,
+        )
+
+    def ended(self, report: TunnelEnded, now: float) -> None:
+        """A worker says that a tunnel is gone.  One that was replaced is not news."""
+        tunnel = self.live.pop(report.tunnel, None)
+        if tunnel is None:
+            return
+        session = tunnel.session
+        log.event(
+            "session closed" if report.final else "tunnel closed, session may resume",
+            user=session.user,
+            client=session.client,
+            session=session.id,
+            address=tunnel.outer,
+            reason=report.reason,
+            rx_bytes=report.rx_bytes,
+            tx_bytes=report.tx_bytes,
+        )
+        self._settle(session.id, final=report.final, now=now)
+
+    def _settle(self, session_id: str, *, final: bool, now: float) -> None:
+        try:
+            stored = self._store.sessions.get(session_id)
+            if stored is None:
+                return
+            touch_lease(self._store.leases, stored.lease_key, now=now)
+            if final:
+                self._store.sessions.delete(session_id)
+            else:
+                self._store.sessions.put(replace(stored, disconnected_at=now))
+        except StoreError as exc:
+            log.error("session not recorded", session=session_id, error=str(exc))
+
+    def workers_gone(self, now: float) -> None:
+        """The worker died: all its tunnels are gone, their clients will come back."""
+        tunnels, self.live = list(self.live.values()), {}
+        for tunnel in tunnels:
+            self._settle(tunnel.session.id, final=False, now=now)
+
+    def end_client(self, user: str, client: str, reason: str) -> int:
+        """End all sessions of a client for good; return how many there were."""
+        ended = 0
+        for tunnel in list(self.live.values()):
+            if (tunnel.session.user, tunnel.session.client) == (user, client):
+                self._drop(tunnel, reason)
+        for session in self._store.sessions.all():
+            if (session.user, session.client) == (user, client):
+                self._store.sessions.delete(session.id)
+                ended += 1
+        return ended
+
+    def expire(self, now: float) -> None:
+        """Forget sessions whose time is over."""
+        for session in self._store.sessions.expire(
+            now, cookie_timeout_s=self._config.session.cookie_timeout_s
+        ):
+            touch_lease(self._store.leases, session.lease_key, now=now)
+            for tunnel in list(self.live.values()):
+                if tunnel.session.id == session.id:
+                    self._drop(tunnel, "session timeout")

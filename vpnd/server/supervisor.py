@@ -1,0 +1,138 @@
+"""Starts the worker process, talks to it, and starts it again when it dies.
+
+Fork and exec: a worker begins with an address space of its own and gets what it needs, and
+no more, over one socket.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import vpnd
+from vpnd import log
+from vpnd.errors import Malformed
+from vpnd.worker.control import ControlChannel, Message, PeerGone, Ready, Start, Stop, encode
+
+START_TIMEOUT = 20.0  # seconds from exec to Ready, on a slow machine
+STOP_TIMEOUT = 5.0  # seconds from Stop to exit; then it is killed
+RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one for good
+STEADY_AFTER = 60.0  # seconds of work after which a death counts as the first again
+
+
+class Supervisor:
+    """One worker process, kept running."""
+
+    def __init__(
+        self,
+        start: Callable[[], tuple[Start, Sequence[int]]],
+        on_message: Callable[[Message], Awaitable[Message | None]],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self._start = start
+        self._on_message = on_message
+        self._on_gone = on_gone
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: ControlChannel | None = None
+        self._ready = asyncio.Event()
+        self._stopping = False
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    async def ask(self, message: Message) -> Message:
+        """Ask the worker.  Raises PeerGone when there is none."""
+        if self._channel is None:
+            raise PeerGone("no worker is running")
+        return await self._channel.ask(message)
+
+    def send(self, message: Message) -> None:
+        """Tell the worker, if there is one."""
+        if self._channel is not None:
+            self._channel.send(message)
+
+    async def wait_ready(self) -> bool:
+        """Return whether the worker has said that it serves, within START_TIMEOUT."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), START_TIMEOUT)
+        except TimeoutError:
+            return False
+        return True
+
+    async def run(self) -> None:
+        """Keep a worker running until `stop`."""
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while not self._stopping:
+            began = loop.time()
+            status = await self._run_once()
+            if self._stopping:
+                return
+            deaths = 1 if loop.time() - began > STEADY_AFTER else deaths + 1
+            delay = RESTART_DELAYS[min(deaths, len(RESTART_DELAYS)) - 1]
+            log.error("worker died, starting another", exit_status=status, count=deaths)
+            await asyncio.sleep(delay)
+
+    async def _run_once(self) -> int:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "vpnd.worker",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env=worker_environment(),
+            )
+        self._process = process
+        settings, fds = self._start()
+        socket.send_fds(ours, [encode(settings)], list(fds))
+        ours.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        self._channel = ControlChannel(reader, writer, self._receive)
+        try:
+            await self._channel.run()
+        except Malformed as exc:
+            log.error("worker said something that is not in the protocol", error=str(exc))
+            process.kill()
+        finally:
+            self._ready.clear()
+            self._channel = None
+            self._on_gone()
+        return await self._reap(process)
+
+    async def _reap(self, process: asyncio.subprocess.Process) -> int:
+        try:
+            return await asyncio.wait_for(process.wait(), STOP_TIMEOUT)
+        except TimeoutError:
+            process.kill()
+            return await process.wait()
+
+    async def _receive(self, message: Message) -> Message | None:
+        if isinstance(message, Ready):
+            self._ready.set()
+            return None
+        return await self._on_message(message)
+
+    async def stop(self) -> None:
+        """Let the worker close its tunnels and end."""
+        self._stopping = True
+        self.send(Stop())
+        if self._process is not None:
+            await self._reap(self._process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+
+def worker_environment() -> dict[str, str]:
+    """Return an environment that finds our packages and holds nothing else of ours."""
+    keep = {"PATH", "LANG", "LC_ALL", "TZ", "JOURNAL_STREAM", "PYTHONDONTWRITEBYTECODE"}
+    environment = {key: value for key, value in os.environ.items() if key in keep}
+    environment["PYTHONPATH"] = str(Path(vpnd.__file__).resolve().parent.parent)
+    return environment

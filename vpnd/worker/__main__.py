@@ -1,0 +1,61 @@
+"""`python -m vpnd.worker FD`: started by the master, never by hand."""
+
+import asyncio
+import resource
+import signal
+import socket
+import struct
+import sys
+
+from vpnd import log
+from vpnd.errors import Malformed, VpnError
+from vpnd.host.process import harden
+from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, Start, decode
+from vpnd.worker.worker import Worker
+
+
+def main() -> int:
+    """Receive how to work from the master, then work until it says stop."""
+    border = socket.socket(fileno=int(sys.argv[1]))
+    # Ctrl-C reaches the whole group: the master decides when a worker ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    harden()
+    raise_fd_limit()
+    try:
+        settings, fds = receive_start(border)
+        log.setup(settings.log_level)
+        worker = Worker(settings, fds)
+        border.setblocking(False)
+        asyncio.run(worker.run(border))
+    except VpnError as exc:
+        log.error("worker cannot work", error=str(exc))
+        return exc.exit_status
+    return 0
+
+
+def receive_start(border: socket.socket) -> tuple[Start, list[int]]:
+    """Return the first message and the descriptors beside it.  Raises Malformed."""
+    data, fds, _, _ = socket.recv_fds(border, 4, MAX_FDS)
+    size = struct.unpack("!I", data)[0] if len(data) == 4 else 0
+    if not 0 < size <= MAX_MESSAGE:
+        raise Malformed("the master did not say how to work")
+    body = b""
+    while len(body) < size:
+        piece = border.recv(size - len(body))
+        if not piece:
+            raise Malformed("the master went away")
+        body += piece
+    message, _, _ = decode(body)
+    if not isinstance(message, Start):
+        raise Malformed("the master did not say how to work")
+    return message, fds
+
+
+def raise_fd_limit() -> None:
+    """Allow as many open connections as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

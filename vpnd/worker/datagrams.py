@@ -1,0 +1,266 @@
+"""UDP beside the data path: DTLS handshakes, what is not data, and clients that moved.
+
+A datagram from an address without a channel is one of three things: a ClientHello that
+names a session by its App-ID, the next step of a handshake under way, or a record of a
+client whose outer address changed.  Anything else is dropped in silence, without state.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vpnd import log
+from vpnd.dataplane import counters
+from vpnd.dataplane.counters import Drops
+from vpnd.dataplane.inbound import Control
+from vpnd.dataplane.peer import DtlsPath, PeerTable
+from vpnd.dataplane.udp_socket import RECEIVE_SIZE, Ancillary, Train, UdpSocket
+from vpnd.errors import Malformed
+from vpnd.protocol.dtls_handshake import DtlsContext, DtlsHandshake, HandshakeFailed
+from vpnd.wire.cstp import PacketType
+from vpnd.wire.dtls_hello import is_client_hello, peek_client_hello
+from vpnd.wire.dtls_record import ALERT, APPLICATION_DATA, HANDSHAKE
+from vpnd.worker.tunnel import Tunnel
+
+HANDSHAKES_PER_TUNNEL = 4  # under way at once; a fifth waits until one ends
+HANDSHAKES_TOTAL = 512  # 70 KiB each while they last
+STEPS_PER_TURN = 2  # handshake steps (0.75 ms each); then data gets its turn
+WAITING_STEPS = 256  # datagrams that may wait for their turn; clients repeat what is lost
+REBIND_CANDIDATES = 4  # sessions of the same outer host that a stray record is tried on
+REBIND_TRIES_PER_SECOND = 50  # trial decryptions in all; a flood of strays costs no more
+
+Address = tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A handshake that has not completed."""
+
+    tunnel: Tunnel
+    handshake: DtlsHandshake
+    udp: UdpSocket
+    ancillary: Ancillary
+
+
+class Datagrams:
+    """Everything that arrives by UDP and is not a data packet of a known channel."""
+
+    def __init__(
+        self,
+        context: DtlsContext | None,
+        peers: PeerTable,
+        drops: Drops,
+        clock: Callable[[], float],
+        tunnels_of_host: Callable[[str], Iterable[Tunnel]],
+        call_soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._context = context
+        self._peers = peers
+        self._drops = drops
+        self._clock = clock
+        self._tunnels_of_host = tunnels_of_host
+        self._call_soon = call_soon
+        self._waiting: deque[tuple[UdpSocket, Train]] = deque()
+        self._by_app_id: dict[bytes, Tunnel] = {}
+        self._by_peer: dict[str, Tunnel] = {}
+        self._pending: dict[Address, _Pending] = {}
+        self._tries_left = REBIND_TRIES_PER_SECOND
+        self._tries_second = 0
+        self._scratch = memoryview(bytearray(RECEIVE_SIZE))
+
+    def add(self, tunnel: Tunnel) -> None:
+        """Expect this tunnel's ClientHello."""
+        self._by_app_id[tunnel.app_id] = tunnel
+        self._by_peer[tunnel.session] = tunnel
+
+    def remove(self, tunnel: Tunnel) -> None:
+        if self._by_app_id.get(tunnel.app_id) is tunnel:
+            del self._by_app_id[tunnel.app_id]
+        if self._by_peer.get(tunnel.session) is tunnel:
+            del self._by_peer[tunnel.session]
+        for address in [a for a, p in self._pending.items() if p.tunnel is tunnel]:
+            self._drop_pending(address)
+
+    def on_stray(self, udp: UdpSocket, train: Train, datagram: memoryview) -> None:
+        """Take one datagram from an address that has no channel; it is only borrowed."""
+        if datagram and datagram[0] == APPLICATION_DATA:
+            self._rebind(udp, train, datagram)
+        elif len(self._waiting) >= WAITING_STEPS:
+            self._drops.add(counters.HANDSHAKE_LIMIT)
+        else:
+            copy = memoryview(bytes(datagram))
+            if not self._waiting:
+                self._call_soon(self._take_turn)
+            self._waiting.append((udp, Train(copy, len(copy), train.address, train.ancillary)))
+
+    def _take_turn(self) -> None:
+        for _ in range(min(STEPS_PER_TURN, len(self._waiting))):
+            udp, train = self._waiting.popleft()
+            self._handshake_datagram(udp, train)
+        if self._waiting:
+            self._call_soon(self._take_turn)
+
+    def _handshake_datagram(self, udp: UdpSocket, train: Train) -> None:
+        datagram = train.data
+        pending = self._pending.get(train.address)
+        if is_client_hello(datagram) and self._is_new(pending, datagram):
+            self._hello(udp, train, datagram)
+        elif pending is not None:
+            self._step(train.address, pending, datagram)
+        else:
+            self._drops.add(counters.UNKNOWN_SOURCE)
+
+    @staticmethod
+    def _is_new(pending: _Pending | None, datagram: memoryview) -> bool:
+        """A repeated ClientHello belongs to the handshake it began."""
+        if pending is None:
+            return True
+        try:
+            return peek_client_hello(datagram).app_id != pending.tunnel.app_id
+        except Malformed:
+            return False
+
+    def _hello(self, udp: UdpSocket, train: Train, datagram: memoryview) -> None:
+        try:
+            hello = peek_client_hello(datagram)
+        except Malformed:
+            self._drops.add(counters.UNKNOWN_SOURCE)
+            return
+        tunnel = self._by_app_id.get(hello.app_id)
+        if tunnel is None or self._context is None:
+            self._drops.add(counters.UNKNOWN_SOURCE)
+            return
+        self._drop_pending(train.address)
+        if tunnel.pending >= HANDSHAKES_PER_TUNNEL or len(self._pending) >= HANDSHAKES_TOTAL:
+            tunnel.peer.drops.add(counters.HANDSHAKE_LIMIT)
+            return
+        handshake = DtlsHandshake(self._context, tunnel.psk, now=self._clock())
+        pending = _Pending(tunnel, handshake, udp, train.ancillary)
+        self._pending[train.address] = pending
+        tunnel.pending += 1
+        self._step(train.address, pending, datagram)
+
+    def _step(self, address: Address, pending: _Pending, datagram: memoryview) -> None:
+        handshake = pending.handshake
+        try:
+            handshake.receive(bytes(datagram), now=self._clock())
+        except HandshakeFailed:
+            self._drop_pending(address)
+            return
+        self._flush(handshake, pending.udp, address, pending.ancillary)
+        if handshake.keys is not None:
+            self._complete(address, pending)
+
+    def _complete(self, address: Address, pending: _Pending) -> None:
+        """Replace the tunnel's channel; it carries data once the client has used it."""
+        self._drop_pending(address)
+        tunnel = pending.tunnel
+        path = DtlsPath(
+            tunnel.peer,
+            pending.udp,
+            address,
+            pending.ancillary,
+            pending.handshake,
+            self._clock(),
+        )
+        self._peers.set_path(path)
+        log.event(
+            "DTLS channel ready",
+            user=tunnel.user,
+            session=tunnel.session,
+            address=f"{address[0]}:{address[1]}",
+            cipher=path.sealer.suite.name,
+        )
+
+    @staticmethod
+    def _flush(
+        handshake: DtlsHandshake, udp: UdpSocket, address: Address, ancillary: Ancillary
+    ) -> None:
+        for flight in handshake.data_to_send():
+            udp.send(flight, address, ancillary)
+
+    def _drop_pending(self, address: Address) -> None:
+        pending = self._pending.pop(address, None)
+        if pending is not None:
+            pending.tunnel.pending -= 1
+            pending.handshake.close()
+
+    def on_confirmed(self, path: DtlsPath) -> None:
+        """An authentic data record came in: DTLS carries the packets from now on."""
+        path.confirmed = True
+        if path.sealer.records_left:
+            path.peer.dtls_active = True
+
+    def on_control(self, control: Control) -> None:
+        """Take a record of a known channel that is not a data packet."""
+        path = control.path
+        if not control.authentic:
+            self._unauthentic(control)
+        elif control.kind == HANDSHAKE:
+            self._repeat_flight(path)
+        elif control.kind == ALERT:
+            self._peers.drop_path(path.peer)
+        elif control.kind == APPLICATION_DATA and control.payload:
+            self._packet(path, control.payload)
+
+    def _packet(self, path: DtlsPath, payload: bytes) -> None:
+        tunnel = self._by_peer.get(path.peer.session_id)
+        if tunnel is not None and payload[0] == PacketType.DPD_REQUEST:
+            # echoed whole: stock clients measure the path with it before they bring up the TUN
+            tunnel.send_dtls(bytes([PacketType.DPD_RESPONSE]) + payload[1:])
+
+    def _unauthentic(self, control: Control) -> None:
+        path, record = control.path, memoryview(control.payload)
+        if is_client_hello(record):
+            train = Train(record, len(record), path.address, path.ancillary)
+            self._hello(path.udp, train, record)
+        elif path.address in self._pending:
+            self._step(path.address, self._pending[path.address], record)
+        else:
+            self._repeat_flight(path)
+
+    def _repeat_flight(self, path: DtlsPath) -> None:
+        path.handshake.repeat_last_flight(now=self._clock())
+        self._flush(path.handshake, path.udp, path.address, path.ancillary)
+
+    def _rebind(self, udp: UdpSocket, train: Train, datagram: memoryview) -> None:
+        """Find the session whose client now sends from another address or port."""
+        candidates = [
+            tunnel
+            for tunnel in self._tunnels_of_host(train.address[0])
+            if tunnel.peer.dtls is not None
+        ]
+        for tunnel in candidates[:REBIND_CANDIDATES]:
+            path = tunnel.peer.dtls
+            if path is None or not self._may_try():
+                break
+            try:
+                _, sequence, _ = path.opener.open(datagram, self._scratch)
+            except Malformed:
+                continue
+            if not path.replay.accept(sequence):
+                break
+            self._peers.move_path(path, udp, train.address, train.ancillary)
+            tunnel.peer.liveness.heard_dtls(self._clock())
+            self.on_confirmed(path)
+            log.event(
+                "client moved",
+                user=tunnel.user,
+                session=tunnel.session,
+                address=f"{train.address[0]}:{train.address[1]}",
+            )
+            return
+        self._drops.add(counters.UNKNOWN_SOURCE)
+
+    def _may_try(self) -> bool:
+        second = int(self._clock())
+        if second != self._tries_second:
+            self._tries_second, self._tries_left = second, REBIND_TRIES_PER_SECOND
+        self._tries_left -= 1
+        return self._tries_left >= 0
+
+    def expire(self, now: float) -> None:
+        """Give up handshakes that take too long."""
+        late = [a for a, p in self._pending.items() if p.handshake.expire(now=now)]
+        for address in late:
+            self._drop_pending(address)

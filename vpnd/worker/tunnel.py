@@ -1,0 +1,66 @@
+"""One open tunnel as the worker knows it: the peer of the data plane and its two channels."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vpnd.dataplane.inbound import seal_one
+from vpnd.dataplane.peer import Peer
+from vpnd.dataplane.udp_socket import Sent
+from vpnd.errors import LocalProtocolError
+from vpnd.protocol.tls_stream import TlsStream
+from vpnd.wire import cstp
+from vpnd.wire.cstp import PacketType
+
+
+class TlsChannel(Protocol):
+    """The TLS connection that carries a tunnel."""
+
+    address: tuple[str, int]
+    tls: TlsStream
+
+    def send_control(self, packet: bytes) -> None:
+        """Send one CSTP packet."""
+        ...
+
+    def finish(self, reason: str, *, final: bool) -> None:
+        """End the tunnel and close; `final` when its session is over."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Tunnel:
+    """One tunnel: `number` is the master's, a reconnect of the same session gets a new one."""
+
+    number: int
+    session: str
+    user: str
+    peer: Peer
+    channel: TlsChannel
+    opened_at: float
+    app_id: bytes = b""
+    """Names the tunnel in a DTLS ClientHello; empty when DTLS is not offered."""
+    psk: bytes = field(default=b"", repr=False)
+    pending: int = 0
+    """DTLS handshakes under way."""
+
+    def send_bye(self, reason: str) -> None:
+        """Tell the client that its session is over: it will not come back by itself."""
+        self.channel.send_control(
+            cstp.encode(PacketType.DISCONNECT, bytes([cstp.USER_LOGOUT]) + reason.encode())
+        )
+
+    def ask_tls(self) -> None:
+        self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST))
+
+    def send_dtls(self, payload: bytes) -> None:
+        """Send a payload that is not a data packet, type byte first, if DTLS can take it."""
+        path = self.peer.dtls
+        if path is None or not path.confirmed:
+            return
+        try:
+            record = seal_one(path.sealer, payload)
+        except LocalProtocolError:
+            self.peer.dtls_active = False
+            return
+        if path.udp.send(record, path.address, path.ancillary) is Sent.FAILED:
+            self.peer.dtls_active = False

@@ -1,0 +1,342 @@
+"""One data worker: a process with its own TUN queue and UDP sockets, and the clients on them.
+
+It is started by the master with one socket, over which it gets everything else.  It holds
+no file that matters, knows no database, and when the master is gone it ends.
+"""
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+from ipaddress import (
+    IPv4Address,
+    IPv6Interface,
+    ip_address,
+    ip_network,
+)
+
+from OpenSSL import SSL
+
+from vpnd import log
+from vpnd.dataplane.counters import Drops
+from vpnd.dataplane.inbound import Inbound
+from vpnd.dataplane.outbound import Outbound
+from vpnd.dataplane.peer import Peer, PeerTable
+from vpnd.dataplane.tun_queue import TunQueue
+from vpnd.dataplane.udp_socket import UdpSocket
+from vpnd.protocol.dtls_handshake import DtlsContext, psk_supported
+from vpnd.protocol.events import TunnelRequested
+from vpnd.protocol.liveness import Action, Liveness
+from vpnd.protocol.path_mtu import tunnel_mtu
+from vpnd.protocol.tls_stream import server_context
+from vpnd.wire.cstp import PacketType
+from vpnd.wire.tunnel_params import MIN_IPV6_MTU, DtlsParams, TunnelParams
+from vpnd.worker.control import (
+    ControlChannel,
+    EndTunnel,
+    Message,
+    OffloadStatus,
+    OpenReply,
+    Ready,
+    Start,
+    StatusQuery,
+    StatusReply,
+    Stop,
+    TunnelEnded,
+    TunnelStatus,
+)
+from vpnd.worker.datagrams import Datagrams
+from vpnd.worker.streams import Admission, ClientConnection, connection_factory
+from vpnd.worker.tunnel import Tunnel
+
+TICK = 0.5  # seconds between two looks at the clocks of all sessions
+APP_ID_SIZE = 32  # bytes; the longest a ClientHello's session id can carry
+
+
+class Worker:
+    """Everything of one worker process."""
+
+    def __init__(self, settings: Start, fds: list[int]) -> None:
+        tun, *rest = fds
+        self.settings = settings
+        self.admission = Admission(settings)
+        self.now = time.monotonic
+        self._listeners = [socket.socket(fileno=fd) for fd in rest[: settings.tcp_listeners]]
+        self._udp = [UdpSocket(socket.socket(fileno=fd)) for fd in rest[settings.tcp_listeners :]]
+        self._tun = TunQueue(tun)
+        self._drops = Drops()
+        self._peers = PeerTable()
+        self._tunnels: dict[int, Tunnel] = {}
+        self._hosts: dict[str, set[Tunnel]] = {}
+        self._chacha_first = not has_aes_instructions()
+        self._context = self._make_context()
+        self._dtls = DtlsContext(chacha_first=self._chacha_first) if psk_supported() else None
+        self._stopping = asyncio.Event()
+        self.control: ControlChannel
+
+    def _make_context(self) -> SSL.Context:
+        return server_context(
+            certificate=self.settings.certificate,
+            key=self.settings.key,
+            client_ca=self.settings.client_ca,
+            allow_tls12=self.settings.allow_tls12,
+            chacha_first=self._chacha_first,
+        )
+
+    async def run(self, border: socket.socket) -> None:
+        """Serve until the master says stop or is gone."""
+        loop = asyncio.get_running_loop()
+        reader, writer = await asyncio.open_connection(sock=border)
+        self.control = ControlChannel(reader, writer, self._on_message)
+        self._watch(loop)
+        servers = [
+            await loop.create_server(
+                connection_factory(self, lambda: self._context), sock=listener, backlog=512
+            )
+            for listener in self._listeners
+        ]
+        ticking = asyncio.create_task(self._tick())
+        listening = asyncio.create_task(self.control.run())
+        stopping = asyncio.create_task(self._stopping.wait())
+        self.control.send(Ready())
+        await asyncio.wait({listening, stopping, ticking}, return_when=asyncio.FIRST_COMPLETED)
+        for server in servers:
+            server.close()
+        for tunnel in list(self._tunnels.values()):
+            tunnel.channel.finish("server is stopping", final=False)
+        await asyncio.sleep(0)  # lets the transports write what they hold
+        self.control.close()
+        for task in (ticking, listening, stopping):
+            task.cancel()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Register the data path's readers."""
+        outbound = Outbound(self._tun, self._peers, self._drops, self.now)
+
+        def on_tun() -> None:
+            outbound.on_readable()
+            if self._tun.gone:
+                loop.remove_reader(self._tun.fd)
+                log.error("the TUN interface is gone")
+                self._stopping.set()
+
+        loop.add_reader(self._tun.fd, on_tun)
+        self._datagrams = Datagrams(
+            self._dtls,
+            self._peers,
+            self._drops,
+            self.now,
+            self._tunnels_of_host,
+            loop.call_soon,
+        )
+        self._inbound = Inbound(
+            self._tun,
+            self._peers,
+            self._drops,
+            self.now,
+            on_control=self._datagrams.on_control,
+            on_stray=self._datagrams.on_stray,
+            on_confirmed=self._datagrams.on_confirmed,
+        )
+        for udp in self._udp:
+            loop.add_reader(udp.socket.fileno(), self._inbound.on_readable, udp)
+
+    def _tunnels_of_host(self, host: str) -> Iterable[Tunnel]:
+        return self._hosts.get(host, ())
+
+    # what connections ask of their worker
+
+    def open_tunnel(
+        self, channel: ClientConnection, query: TunnelRequested, reply: OpenReply
+    ) -> Tunnel:
+        """Set up the tunnel, and answer the CONNECT on the channel.
+
+        The session's key is registered before the answer is written: the ClientHello may
+        arrive within a millisecond.
+        """
+        connect = query.connect
+        now = self.now()
+        mtu = tunnel_mtu(connect.base_mtu, outer_ipv6=channel.outer_ipv6, wanted=reply.mtu)
+        address6 = reply.address6 if mtu >= MIN_IPV6_MTU else ""
+        peer = Peer(
+            reply.session,
+            address4=_packed(reply.address4),
+            address6=_packed(address6),
+            mtu=mtu,
+            stream=channel,
+            liveness=Liveness(
+                now,
+                reply.dpd_s,
+                reply.idle_timeout_s,
+                now + reply.session_left_s if reply.session_left_s else 0,
+            ),
+        )
+        tunnel = Tunnel(reply.tunnel, reply.session, reply.user, peer, channel, now)
+        if connect.wants_dtls and self.settings.dtls and self._dtls is not None:
+            tunnel.app_id = secrets.token_bytes(APP_ID_SIZE)
+            tunnel.psk = channel.tls.export_psk()
+            self._datagrams.add(tunnel)
+        self._tunnels[tunnel.number] = tunnel
+        self._hosts.setdefault(channel.address[0], set()).add(tunnel)
+        self._peers.add(peer)
+        channel.channel.tunnel_opened(
+            tunnel_params(reply, mtu, connect.base_mtu, self.settings.port, tunnel.app_id)
+        )
+        return tunnel
+
+    def close_tunnel(self, tunnel: Tunnel, reason: str, *, final: bool) -> None:
+        """Forget the tunnel and tell the master."""
+        if self._tunnels.pop(tunnel.number, None) is None:
+            return
+        self._peers.remove(tunnel.peer)
+        self._datagrams.remove(tunnel)
+        host = tunnel.channel.address[0]
+        neighbours = self._hosts.get(host, set())
+        neighbours.discard(tunnel)
+        if not neighbours:
+            self._hosts.pop(host, None)
+        for cause, count in tunnel.peer.drops.as_dict().items():
+            self._drops.add(cause, count)
+        self.control.send(
+            TunnelEnded(
+                tunnel.number,
+                tunnel.session,
+                reason,
+                final,
+                tunnel.peer.rx_bytes,
+                tunnel.peer.tx_bytes,
+            )
+        )
+
+    def packets_from_tls(self, peer: Peer, packets: list[memoryview]) -> None:
+        """Write what the client sent to the TUN."""
+        self._inbound.from_tls(peer, packets)
+
+    # clocks
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            now = self.now()
+            self._datagrams.expire(now)
+            for tunnel in list(self._tunnels.values()):
+                peer = tunnel.peer
+                for action in peer.liveness.expire(now, dtls_active=peer.dtls_active):
+                    self._act(tunnel, action)
+
+    @staticmethod
+    def _act(tunnel: Tunnel, action: Action) -> None:
+        if action is Action.ASK_TLS:
+            tunnel.ask_tls()
+        elif action is Action.ASK_DTLS:
+            tunnel.send_dtls(bytes([PacketType.DPD_REQUEST]))
+        elif action is Action.SUSPEND_DTLS:
+            tunnel.peer.dtls_active = False
+            log.event(
+                "UDP does not pass, going on over TLS", user=tunnel.user, session=tunnel.session
+            )
+        elif action is Action.PEER_DEAD:
+            tunnel.channel.finish(action.value, final=False)
+        else:
+            tunnel.send_bye(action.value)
+            tunnel.channel.finish(action.value, final=True)
+
+    # the master
+
+    async def _on_message(self, message: Message) -> Message | None:
+        if isinstance(message, StatusQuery):
+            return self._status()
+        if isinstance(message, EndTunnel):
+            tunnel = self._tunnels.get(message.tunnel)
+            if tunnel is not None:
+                if message.bye:
+                    tunnel.send_bye(message.reason)
+                tunnel.channel.finish(message.reason, final=message.bye)
+        elif isinstance(message, Stop):
+            self._stopping.set()
+        return None
+
+    def _status(self) -> StatusReply:
+        tunnels = list(self._tunnels.values())
+        total = Drops()
+        for drops in (self._drops, *(tunnel.peer.drops for tunnel in tunnels)):
+            for reason, count in drops.as_dict().items():
+                total.add(reason, count)
+        return StatusReply(
+            [self._tunnel_status(tunnel) for tunnel in tunnels],
+            dict(total.as_dict()),
+            self._offloads(),
+        )
+
+    def _tunnel_status(self, tunnel: Tunnel) -> TunnelStatus:
+        peer, tls = tunnel.peer, tunnel.channel.tls
+        path = peer.dtls if peer.dtls_active else None
+        host, port = path.address if path else tunnel.channel.address
+        started = path.started_at if path else tunnel.opened_at
+        return TunnelStatus(
+            tunnel=tunnel.number,
+            outer=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            channel="DTLS" if path else "TLS",
+            cipher=path.sealer.suite.name if path else tls.cipher,
+            tls_version=tls.version,
+            tls_cipher=tls.cipher,
+            group=tls.group,
+            keys_age_s=int(self.now() - started),
+            rx_bytes=peer.rx_bytes,
+            rx_packets=peer.rx_packets,
+            tx_bytes=peer.tx_bytes,
+            tx_packets=peer.tx_packets,
+            drops=dict(peer.drops.as_dict()),
+        )
+
+    def _offloads(self) -> list[OffloadStatus]:
+        offloads = []
+        for udp in self._udp:
+            family = "IPv6" if udp.family == socket.AF_INET6 else "IPv4"
+            offloads.append(OffloadStatus(f"UDP GSO {family}", udp.gso, udp.gso_reason))
+            reason = "" if udp.gro else "not supported by this kernel"
+            offloads.append(OffloadStatus(f"UDP GRO {family}", udp.gro, reason))
+        if self._dtls is None:
+            offloads.append(OffloadStatus("DTLS", False, "pyOpenSSL offers no PSK callback"))
+        return offloads
+
+
+def _packed(address: str) -> bytes:
+    return ip_address(address).packed if address else b""
+
+
+def tunnel_params(
+    reply: OpenReply, mtu: int, base_mtu: int, port: int, app_id: bytes
+) -> TunnelParams:
+    """Return what the client is told: the master's decisions, plus this connection's own."""
+    dtls = DtlsParams(port, app_id, reply.dpd_s, reply.keepalive_s) if app_id else None
+    return TunnelParams(
+        address4=IPv4Address(reply.address4) if reply.address4 else None,
+        netmask4=IPv4Address(reply.netmask4),
+        address6=IPv6Interface(f"{reply.address6}/{reply.prefix6}") if reply.address6 else None,
+        dns=tuple(ip_address(server) for server in reply.dns),
+        default_domain=reply.default_domain,
+        split_include=tuple(ip_network(prefix) for prefix in reply.split_include),
+        split_exclude=tuple(ip_network(prefix) for prefix in reply.split_exclude),
+        tunnel_all_dns=not reply.split_include,
+        mtu=mtu,
+        base_mtu=base_mtu,
+        dpd_s=reply.dpd_s,
+        keepalive_s=reply.keepalive_s,
+        idle_timeout_s=reply.idle_timeout_s,
+        session_timeout_s=reply.session_left_s,
+        rekey_time_s=reply.rekey_s,
+        rekey_method="new-tunnel",
+        server_name=reply.server_name,
+        dtls=dtls,
+    )
+
+
+def has_aes_instructions() -> bool:
+    """Return whether the processor has AES instructions (x86 and arm64 call the flag `aes`)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:  # noqa: PTH123
+            return any(line.startswith(("flags", "Features")) and " aes" in line for line in info)
+    except OSError:
+        return True
