@@ -19,7 +19,6 @@ from vpnd.auth.password_hash import (
     check_new_password,
     hash_password,
     matches,
-    parse_hash,
 )
 
 THREADS = 2
@@ -49,14 +48,14 @@ class PasswordHasher:
         check_new_password(password)
         return str(await self._run(LOCAL, lambda: hash_password(password, self._cost)))
 
-    async def verify(self, password: str, encoded: str | None, *, address: str) -> bool:
+    async def verify(self, password: str, expected: PasswordHash | None, *, address: str) -> bool:
         """Return True for the right password.  No hash costs the time of a wrong password.
 
-        Raises Busy, and AuthError for a damaged hash.
+        Raises Busy.
         """
-        expected = self._nobody if encoded is None else parse_hash(encoded)
-        found = await self._run(source(address), lambda: matches(password, expected))
-        return found and encoded is not None
+        compared = expected or self._nobody
+        found = await self._run(source(address), lambda: matches(password, compared))
+        return found and expected is not None
 
     async def _run(self, key: str, work: Callable[[], T]) -> T:
         self._enter(key)

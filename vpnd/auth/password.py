@@ -6,8 +6,9 @@ the same words, the same number of tries, the same time.
 
 from vpnd.auth.contract import Accepted, Challenge, Outcome, Rejected, Request
 from vpnd.auth.hasher import PasswordHasher
-from vpnd.auth.password_hash import MAX_PASSWORD
+from vpnd.auth.password_hash import parse_hash
 from vpnd.auth.standing import shown, user_refusal
+from vpnd.errors import AuthError
 from vpnd.store.contract import NAME, Store
 from vpnd.wire.auth_messages import Input
 
@@ -48,12 +49,16 @@ class PasswordMethod:
     async def _judge(self, username: str, password: str, request: Request) -> Outcome:
         user = self._store.users.get(username) if NAME.fullmatch(username) else None
         encoded = None if user is None else user.password_hash
-        if len(password) > MAX_PASSWORD:  # no stored password is that long
-            password, encoded = "", None
-        is_right = await self._hasher.verify(password, encoded, address=request.address)
         reason = user_refusal(user, request.now)
+        if reason is None and encoded is None:
+            reason = "user has no password"
+        try:
+            expected = None if encoded is None else parse_hash(encoded)
+        except AuthError as exc:
+            expected, reason = None, str(exc)
+        is_right = await self._hasher.verify(password, expected, address=request.address)
         if reason is None and not is_right:
-            reason = "wrong password" if encoded is not None else "user has no password"
+            reason = "wrong password"
         if reason is not None:
             return Rejected(reason, REFUSAL, shown(username), retry=ASK_BOTH)
         return Accepted(username)

@@ -63,8 +63,8 @@ def hash_password(password: str, cost: Cost) -> PasswordHash:
 
 def matches(password: str, expected: PasswordHash) -> bool:
     """Return True for the right password; takes equally long for any other."""
-    digest = _derive(password, expected.salt, expected.cost)
-    return hmac.compare_digest(digest, expected.digest)
+    digest = _derive(password[:MAX_PASSWORD], expected.salt, expected.cost)
+    return hmac.compare_digest(digest, expected.digest) and len(password) <= MAX_PASSWORD
 
 
 def parse_hash(text: str) -> PasswordHash:
