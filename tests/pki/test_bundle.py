@@ -50,7 +50,7 @@ def test_gnutls_opens_the_bundle(tmp_path: Path) -> None:
     """Debian's openconnect is built with GnuTLS."""
     path = make_bundle(tmp_path, "a-b")
     shown = subprocess.run(
-        ["certtool", "--p12-info", "--infile", path, "--password", "a-b"],
+        ["certtool", "--inder", "--p12-info", "--infile", path, "--password", "a-b"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert shown.stdout.count("BEGIN CERTIFICATE") == 3

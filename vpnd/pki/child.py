@@ -26,6 +26,8 @@ from vpnd.errors import ConfigError, VpnError
 Job = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 MAX_ANSWER = 256 * 1024  # bytes; a chain of RSA 4096 certificates has 6 KiB
+CA_USER = "pyvpn-ca"
+SERVER_USER = "pyvpn"
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 CRASHED = 70  # sysexits.h EX_SOFTWARE
 
@@ -54,6 +56,11 @@ class Account:
     def current(cls) -> "Account":
         """Return whoever runs this."""
         return cls(user_name(os.geteuid()), os.geteuid(), os.getegid())
+
+
+def system_account(name: str) -> Account:
+    """Return the system user `name` for root; anybody else works as who they are."""
+    return Account.named(name) if os.geteuid() == 0 else Account.current()
 
 
 def user_name(uid: int) -> str:

@@ -19,9 +19,10 @@ def existing(request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def make_server_keys(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As the server's user: make both key pairs; return a certificate request."""
-    made = server_files.make_keys(Path(request["directory"]), request["key_type"])
-    return {"request": made.decode()}
+    """As the server's user: make both key pairs; return a request and the next public key."""
+    directory = Path(request["directory"])
+    made = server_files.make_keys(directory, request["key_type"])
+    return {"request": made.decode(), "next": (directory / "server-next.pub").read_text()}
 
 
 def install_server_certificates(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -42,7 +43,11 @@ def create_authority(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """As the CA's user: make the authority and sign the server's first certificate."""
     now = datetime.now(UTC)
     authority = ca.create(Path(request["directory"]), request["key_type"], now)
-    certificate = authority.sign_server(request["request"].encode(), request["names"], now)
+    try:
+        certificate = authority.sign_server(request["request"].encode(), request["names"], now)
+    except BaseException:
+        remove_authority(request)
+        raise
     return {"certificate": certificate.decode(), "ca": authority.ca_pem.decode()}
 
 

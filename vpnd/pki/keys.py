@@ -73,12 +73,18 @@ def load_key(path: Path) -> PrivateKey:
 def load_public_key(path: Path) -> PublicKey:
     """Return the public key in a PEM file; raise ConfigError."""
     try:
-        key = load_pem_public_key(path.read_bytes())
+        return parse_public_key(path.read_bytes(), str(path))
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def parse_public_key(pem: bytes, where: str) -> PublicKey:
+    """Return a public key from PEM; raise ConfigError that begins with `where`."""
+    try:
+        key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as exc:
-        raise ConfigError(f"{path}: not a public key in PEM") from exc
-    return accepted(key, str(path))
+        raise ConfigError(f"{where}: not a public key in PEM") from exc
+    return accepted(key, where)
 
 
 def accepted(key: object, where: str) -> PublicKey:

@@ -1,0 +1,261 @@
+"""`vpnctl client`: devices that log in with a certificate.
+
+    key pair and request   here
+    certificate            a child that is the CA's user, from the request alone
+    files                  NAME.toml and NAME.p12, both or none
+    registration           the daemon; if it refuses, the files are removed again
+
+So the store knows every certificate that leaves this process, and a certificate it does not
+know is worth nothing.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from vpnctl.connection import call
+from vpnd.config.profile import ClientProfile, Remote, encode_profile
+from vpnd.errors import VpnError
+from vpnd.ipc.api import Client, Profile
+from vpnd.pki import jobs
+from vpnd.pki.bundle import encode_bundle, new_password
+from vpnd.pki.certificates import encode_chain, serial_text
+from vpnd.pki.child import CA_USER, Account, ensure_directory, run_as, system_account
+from vpnd.pki.files import PRIVATE, write_all_new
+from vpnd.pki.keys import KEY_TYPES, KeyType, PrivateKey, encode_key, generate, request
+from vpnd.pki.names import check_name
+
+NAME = "client"
+HELP = "add, list and revoke clients: devices that log in with a certificate"
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    adding = actions.add_parser("add", help="make a client's NAME.toml and NAME.p12")
+    adding.add_argument("name", metavar="NAME", help="name of the device, unique for its user")
+    adding.add_argument(
+        "--user", help="user it belongs to, made where there is none (default: NAME)"
+    )
+    adding.add_argument(
+        "--foreign",
+        action="store_true",
+        help="for other makers' clients, which cannot renew: valid 2 years instead of 90 days",
+    )
+    adding.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="default: here")
+    adding.add_argument(
+        "--key-type", choices=KEY_TYPES, default="p256", help="default: %(default)s"
+    )
+    adding.add_argument("--ca-dir", type=Path, default=argparse.SUPPRESS, metavar="DIR")
+    adding.set_defaults(run_action=lambda args: add(args, system_account(CA_USER)))
+    listing = actions.add_parser("list", help="show all clients, revoked ones too")
+    listing.set_defaults(run_action=_list)
+    revoke = actions.add_parser("revoke", help="end a client's sessions and refuse it for good")
+    revoke.add_argument("name", metavar="NAME")
+    revoke.add_argument("--user", help="needed where several users have a client of that name")
+    revoke.set_defaults(run_action=_revoke)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out one action and return the exit status.  Raises VpnError."""
+    status: int = args.run_action(args)
+    return status
+
+
+def add(args: argparse.Namespace, account: Account) -> int:
+    """Make a client with the CA in `args.ca_dir`, which belongs to `account`.
+
+    Either files and registration are there afterwards or neither is.  Raises VpnError.
+    """
+    name = check_name(args.name, "client")
+    user = check_name(args.user or args.name, "user")
+    files = _free_files(args.output.absolute(), name)
+    server = call(args, lambda daemon: daemon.get_profile())
+    made = Issued.make(
+        user,
+        name,
+        args.key_type,
+        foreign=args.foreign,
+        ca_dir=Path(args.ca_dir).absolute(),
+        account=account,
+    )
+    made.check_trusted(server, Path(args.ca_dir))
+    password = new_password()
+    _write(files, made.profile(server), made.bundle(password))
+    try:
+        call(
+            args,
+            lambda daemon: daemon.add_client(
+                user, name, made.serial, made.not_after, foreign=args.foreign
+            ),
+        )
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
+    _print_added(args, made, server, files, password)
+    return 0
+
+
+class Issued:
+    """A client's key and certificate, fresh from the CA and not yet known to the store."""
+
+    def __init__(self, user: str, name: str, key: PrivateKey, signed: dict[str, str]) -> None:
+        """Take what the CA's child answered; raise VpnError if it is for another key."""
+        self.user, self.name, self._key = user, name, key
+        self._chain = x509.load_pem_x509_certificates(signed["certificate"].encode())
+        self._cas = x509.load_pem_x509_certificates(signed["ca"].encode())
+        if self._chain[0].public_key() != key.public_key():
+            raise VpnError("the CA signed another key than the client's: nothing was written")
+
+    @classmethod
+    def make(
+        cls,
+        user: str,
+        name: str,
+        key_type: KeyType,
+        *,
+        foreign: bool,
+        ca_dir: Path,
+        account: Account,
+    ) -> "Issued":
+        """Make a key pair and have it certified by the CA in `ca_dir`, as its user."""
+        if not os.path.lexists(ca_dir):
+            raise VpnError(f"{ca_dir}: there is no CA yet; make it with vpnctl pki init")
+        ensure_directory(ca_dir, account, widest=0o700)
+        key = generate(key_type)
+        wanted = {"user": user, "client": name, "foreign": foreign}
+        asked = {"directory": str(ca_dir), "request": request(key).decode()}
+        return cls(user, name, key, run_as(account, jobs.sign_client, wanted | asked))
+
+    @property
+    def serial(self) -> str:
+        """The serial number as the store keeps it."""
+        return serial_text(self._chain[0])
+
+    @property
+    def not_after(self) -> int:
+        """The end of the certificate in Unix seconds."""
+        return int(self._chain[0].not_valid_after_utc.timestamp())
+
+    def check_trusted(self, server: Profile, ca_dir: Path) -> None:
+        """Raise VpnError if the server trusts another CA: it would refuse the client."""
+        trusted = x509.load_pem_x509_certificates(server.ca_pem.encode())
+        if self._cas[0] not in trusted:
+            raise VpnError(
+                f"{ca_dir}: not the CA that the running server trusts; "
+                "name the right pair with --ca-dir and --run-dir"
+            )
+
+    def profile(self, server: Profile) -> bytes:
+        """Return the text of NAME.toml."""
+        remotes = [Remote(r, server.server_name, tuple(server.pins)) for r in server.remotes]
+        profile = ClientProfile(
+            user=self.user,
+            name=self.name,
+            until=_day(self.not_after),
+            remotes=remotes,
+            ca=server.ca_pem,
+            certificate=encode_chain(self._chain).decode(),
+            key=encode_key(self._key).decode(),
+        )
+        return encode_profile(profile)
+
+    def bundle(self, password: str) -> bytes:
+        """Return NAME.p12: what the server needs for the chain, and the root for phones."""
+        cas = [*self._chain[1:], self._cas[0]]
+        return encode_bundle(self.name, self._key, self._chain[0], cas, password)
+
+
+def _free_files(directory: Path, name: str) -> tuple[Path, Path]:
+    """Return the names of the files to write; raise VpnError where one exists."""
+    if not directory.is_dir():
+        raise VpnError(f"{directory}: no such directory; create it or name another with --output")
+    files = (directory / f"{name}.toml", directory / f"{name}.p12")
+    for path in files:
+        if os.path.lexists(path):
+            raise VpnError(f"{path}: exists and will not be overwritten; move it away")
+    return files
+
+
+def _write(files: tuple[Path, Path], profile: bytes, bundle: bytes) -> None:
+    try:
+        write_all_new({files[0]: (profile, PRIVATE), files[1]: (bundle, PRIVATE)})
+    except OSError as exc:
+        raise VpnError(
+            f"{files[0].parent}: cannot be written ({exc.strerror}); name another with --output"
+        ) from exc
+
+
+def _print_added(
+    args: argparse.Namespace,
+    made: Issued,
+    server: Profile,
+    files: tuple[Path, Path],
+    password: str,
+) -> None:
+    line = ["openconnect", "--certificate", str(files[1])]
+    line += [word for pin in server.pins for word in ("--servercert", pin)]
+    line += [f"https://{server.remotes[0]}"]
+    if args.json:
+        facts: dict[str, Any] = {
+            "user": made.user,
+            "name": made.name,
+            "serial": made.serial,
+            "not_after": made.not_after,
+            "foreign": args.foreign,
+            "profile": str(files[0]),
+            "bundle": str(files[1]),
+            "bundle_password": password,
+            "openconnect": line,
+        }
+        print(json.dumps(facts, indent=2))
+        return
+    print(f"client {made.name} of user {made.user}, valid until {_day(made.not_after)}")
+    print(f"profile   {files[0]}")
+    print(f"bundle    {files[1]}")
+    print(f"password  {password}  (of the bundle; it is not kept anywhere)")
+    print(f"Connect with the bundle, run as root on the client:\n{' '.join(line)}")
+
+
+def _list(args: argparse.Namespace) -> int:
+    clients = call(args, lambda daemon: daemon.list_clients())
+    if args.json:
+        print(json.dumps([asdict(client) for client in clients], indent=2))
+        return 0
+    rows = [("USER", "CLIENT", "STATE", "UNTIL", "SESSIONS", "SERIAL")]
+    rows += [
+        (c.user, c.name, _state(c), _day(c.not_after), str(c.sessions), c.serial) for c in clients
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _state(client: Client) -> str:
+    if client.revoked_at is not None:
+        return f"revoked {_day(client.revoked_at)}"
+    if client.not_after <= datetime.now(UTC).timestamp():
+        return "expired"
+    return "foreign" if client.foreign else "valid"
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    ended = call(args, lambda daemon: daemon.revoke_client(args.name, args.user))
+    if args.json:
+        print(json.dumps({"ended_sessions": ended}, indent=2))
+    else:
+        sessions = "1 session" if ended == 1 else f"{ended} sessions"
+        print(f"client {args.name} is revoked; {sessions} ended")
+    return 0
+
+
+def _day(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).date().isoformat()

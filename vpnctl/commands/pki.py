@@ -1,0 +1,134 @@
+"""`vpnctl pki`: the certificate authority and the server's keys.
+
+As root nothing is read or written in the CA's or the server's directory but by a child that
+has become its user (`vpnd.pki.child`).  Anybody else must own both directories.
+"""
+
+import argparse
+import json
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from vpnd.config import values
+from vpnd.errors import ConfigError
+from vpnd.pki import ca, jobs, server_files
+from vpnd.pki.child import CA_USER, SERVER_USER, Account, ensure_directory, run_as, system_account
+from vpnd.pki.keys import KEY_TYPES, KeyType, parse_public_key
+from vpnd.pki.pins import certificate_pin, key_pin
+
+NAME = "pki"
+HELP = "make the certificate authority and the server's keys"
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    init = actions.add_parser("init", help="make both; what is there already is never overwritten")
+    init.add_argument(
+        "--name",
+        action="append",
+        metavar="HOST",
+        help="host name or address of the server, the one for profiles first "
+        "(may be repeated; default: this host's name)",
+    )
+    init.add_argument("--key-type", choices=KEY_TYPES, default="p256", help="default: %(default)s")
+    init.add_argument("--ca-dir", type=Path, default=argparse.SUPPRESS, metavar="DIR")
+    init.add_argument("--state-dir", type=Path, default=argparse.SUPPRESS, metavar="DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the PKI and say what was made.  Raises VpnError."""
+    made = initialise(
+        _names(args.name),
+        args.key_type,
+        ca_home=Home(Path(args.ca_dir).absolute(), system_account(CA_USER)),
+        server_home=Home(Path(args.state_dir).absolute(), system_account(SERVER_USER)),
+    )
+    print(json.dumps(made, indent=2) if args.json else _text(made))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A directory and the user it belongs to."""
+
+    directory: Path
+    account: Account
+
+    def run(self, job: Any, **request: Any) -> Any:
+        """Return the result of one of `vpnd.pki.jobs` in this directory, as its user."""
+        return run_as(self.account, job, {"directory": str(self.directory), **request})
+
+
+def initialise(
+    names: Sequence[str], key_type: KeyType, *, ca_home: Home, server_home: Home
+) -> dict[str, Any]:
+    """Make the authority and the server's keys and certificate; return what was made.
+
+    Either everything is there afterwards or nothing new is.  Raises VpnError, also when one of
+    the files exists.
+    """
+    ensure_directory(ca_home.directory, ca_home.account, widest=0o700)
+    ensure_directory(server_home.directory, server_home.account, widest=0o755)
+    for home, files in ((ca_home, ca.FILES), (server_home, server_files.FILES)):
+        _refuse_existing(home, files)
+    with ExitStack() as undo:
+        keys = server_home.run(jobs.make_server_keys, key_type=key_type)
+        undo.callback(server_home.run, jobs.remove_server_files)
+        signed = ca_home.run(
+            jobs.create_authority, key_type=key_type, request=keys["request"], names=list(names)
+        )
+        undo.callback(ca_home.run, jobs.remove_authority)
+        server_home.run(
+            jobs.install_server_certificates, certificate=signed["certificate"], ca=signed["ca"]
+        )
+        undo.pop_all()
+    leaf = x509.load_pem_x509_certificates(signed["certificate"].encode())[0]
+    following = parse_public_key(keys["next"].encode(), "server-next.pub")
+    return {
+        "names": list(names),
+        "not_after": int(leaf.not_valid_after_utc.timestamp()),
+        "pins": [certificate_pin(leaf), key_pin(following)],
+        "ca_dir": str(ca_home.directory),
+        "state_dir": str(server_home.directory),
+    }
+
+
+def _refuse_existing(home: Home, files: Sequence[str]) -> None:
+    found = home.run(jobs.existing, files=list(files))["files"]
+    if found:
+        raise ConfigError(
+            f"{home.directory}: {', '.join(found)} exist{'s' if len(found) == 1 else ''} already "
+            "and will not be overwritten; to begin anew, move what is there elsewhere"
+        )
+
+
+def _names(written: Sequence[str] | None) -> list[str]:
+    """Return checked host names; without any, this host's own."""
+    names = []
+    for name in written or [socket.gethostname()]:
+        try:
+            names.append(values.host(name))
+        except values.BadValue as exc:
+            raise ConfigError(f"--name: {exc}") from None
+    return list(dict.fromkeys(names))
+
+
+def _text(made: dict[str, Any]) -> str:
+    until = datetime.fromtimestamp(made["not_after"], UTC).date()
+    current, following = made["pins"]
+    return f"""\
+certificate authority  {made["ca_dir"]}
+server's keys          {made["state_dir"]}
+server's name          {", ".join(made["names"])} (certificate valid until {until})
+pin of the key in use  {current}
+pin of the next key    {following}
+root.key is needed only for a new issuing CA: you may keep it on another machine.
+Next: start the server and make a client with `vpnctl client add NAME`."""
