@@ -26,7 +26,8 @@ from vpnd.wire.auth_messages import (
 # as stock openconnect 9.01 sends it, names and addresses changed
 INIT = b"""<?xml version="1.0" encoding="UTF-8"?>
 <config-auth client="vpn" type="init" aggregate-auth-version="2">\
-<version who="vpn">v9.01-3</version><device-id>linux-64</device-id><capabilities><auth-method>single-sign-on-v2</auth-method>\
+<version who="vpn">v9.01-3</version><device-id>linux-64</device-id><capabilities>\
+<auth-method>single-sign-on-v2</auth-method>\
 <auth-method>single-sign-on-external-browser</auth-method></capabilities>\
 <group-access>https://192.0.2.1</group-access></config-auth>"""
 REPLY = b"""<?xml version="1.0" encoding="UTF-8"?>

@@ -20,6 +20,14 @@ OTHER_ID = bytes(range(100, 116))
 RANDOM = bytes(range(200, 232))
 SUITES = bytes.fromhex("00a9ccabc0a5008d00a8c0a4008c00ae")  # as stock openconnect 9.01 sends
 
+CAPTURED = bytes.fromhex(  # the first datagram of a stock openconnect 9.01 (GnuTLS 3.7.9)
+    "16feff0000000000000000009b0100008f000000000000008ffefdd16cef6d6d2a8de059f0759d3d"
+    "13d995d14938f39583452bab3347b933435d67203257de7ee0760fdebd8e70e611cdd48b2a4468e4"
+    "a268cf448a7c8621fdea9c1c00001000a9ccabc0a5008d00a8c0a4008c00ae01000035000d002200"
+    "20040108090804040308070501080a0805050308080601080b080606030201020300230000ff0100"
+    "0100001c00024000"
+)
+
 
 def vector(data: bytes, size: int = 1) -> bytes:
     return len(data).to_bytes(size) + data
@@ -165,6 +173,13 @@ def test_a_damaged_hello_raises_only_malformed_or_gives_a_sane_id(
     assert is_client_hello(bytes(damaged))
     assert 1 <= len(found.app_id) <= 32
     assert len(found.random) == 32
+
+
+def test_a_stock_client_is_understood() -> None:
+    """What GnuTLS writes: the App-ID as the session id, right at offset 60."""
+    assert is_client_hello(CAPTURED)
+    assert peek_client_hello(CAPTURED) == ClientHello(CAPTURED[60:92], CAPTURED[27:59])
+    assert CAPTURED[60:64] == bytes.fromhex("3257de7e")
 
 
 def openssl_hello(app_id: bytes) -> bytes:

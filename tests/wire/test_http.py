@@ -254,6 +254,17 @@ def test_a_client_that_wants_one_answer_gets_one(data: bytes) -> None:
     assert server.must_close
 
 
+@pytest.mark.parametrize(
+    "field", [b"Upgrade: h2c\r\nConnection: Upgrade", b"Expect: 100-continue"]
+)
+def test_offers_are_answered_as_plain_requests(field: bytes) -> None:
+    """A browser or curl may send them; nothing here switches or waits."""
+    server = HttpServer()
+    assert server.receive(post(b"body", field)) is not None
+    assert server.respond(200, "OK", [], b"x").endswith(b"Content-Length: 1\r\n\r\nx")
+    assert server.receive(GET) is not None
+
+
 def test_an_answer_is_spelled_as_given() -> None:
     """Stock clients compare X-CSTP names with their case."""
     server = HttpServer()
@@ -307,6 +318,8 @@ def test_a_refused_connect_leaves_the_connection_usable_unless_bytes_followed() 
         (200, "OK", ("A", "b\r\nC: d")),
         (200, "OK", ("A", "b\nC: d")),
         (200, "OK", ("A", "b\x00")),
+        (200, "OK", ("A", "\ud800")),
+        (200, "OK", ("A", " b")),
         (200, "OK", ("", "b")),
         (200, "OK", ("A B", "c")),
         (200, "OK", ("Content-Length", "0")),

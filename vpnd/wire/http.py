@@ -44,7 +44,7 @@ LENGTH = regex(
     rb"[0-9]{1,20}"
 )  # h11 gathers lists such as "3, 3"; 0.14 takes any number of digits
 TOKEN = regex(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-TEXT = regex(r"[^\x00-\x1f\x7f]*")
+TEXT = regex(r"[^\x00-\x1f\x7f\ud800-\udfff]*")  # also no half of a surrogate pair
 
 
 @dataclass(frozen=True, slots=True)
