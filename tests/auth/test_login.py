@@ -272,14 +272,15 @@ def test_an_accepted_login_leaves_nothing_pending(door: Door) -> None:
     ],
 )
 def test_a_certificate_that_does_not_fit_is_refused_even_with_a_password(
-    door: Door, changes: dict[str, str | float | None], reason: str
+    door: Door, methods: list[AuthMethod], changes: dict[str, str | float | None], reason: str
 ) -> None:
     """A certificate without a name once skipped the binding in another server."""
     bad = replace(LAPTOP, **changes)  # type: ignore[arg-type]
-    result = door.step(None, ALICE, certificate=bad)
-    assert isinstance(result, LoginRefused)
-    assert result.reason_for_log.startswith(f"{reason} (serial ")
-    assert result.message_for_peer == "This certificate is not accepted."
+    for order in (methods, methods[::-1]):
+        result = replace(door, service=LoginService(order)).step(None, ALICE, certificate=bad)
+        assert isinstance(result, LoginRefused)
+        assert result.reason_for_log.startswith(f"{reason} (serial ")
+        assert result.message_for_peer == "This certificate is not accepted."
 
 
 def _refusal(door: Door) -> str:

@@ -70,10 +70,17 @@ def _store() -> Store:
 
 
 def _ask(name: str, request: Request, store: Store | None = None) -> Outcome | None:
-    """Return the outcome of a login that brings everything in its first request."""
+    """Return the outcome of a login where the first question is answered, if there is one."""
+
+    async def run(method: AuthMethod) -> Outcome | None:
+        first = await method.start(request)
+        if isinstance(first, Challenge) and request.fields:
+            return await method.answer(first.state, request)
+        return first
+
     hasher = PasswordHasher(CHEAP)
     try:
-        return asyncio.run(CASES[name].make(store or _store(), hasher).start(request))
+        return asyncio.run(run(CASES[name].make(store or _store(), hasher)))
     finally:
         hasher.close()
 
@@ -125,6 +132,16 @@ def test_the_right_proof_of_a_user_who_must_not_is_rejected(
     assert isinstance(outcome, Rejected)
     assert isinstance(wrong, Rejected)
     assert outcome.message == wrong.message
+
+
+@EVERY_METHOD
+def test_the_first_step_does_not_look_at_fields(name: str) -> None:
+    """Only so does a certificate go before a password, whatever the order of the methods."""
+    hasher = PasswordHasher(CHEAP)
+    method = CASES[name].make(_store(), hasher)
+    proof = replace(CASES[name].right, certificate=None)
+    assert not isinstance(asyncio.run(method.start(proof)), Accepted | Rejected)
+    hasher.close()
 
 
 @EVERY_METHOD

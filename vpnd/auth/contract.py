@@ -85,7 +85,10 @@ class AuthMethod(Protocol):
         ...
 
     async def start(self, request: Request) -> Outcome | None:
-        """Begin a login; None where this method has nothing to go on or to ask for."""
+        """Begin a login with what the connection itself brought, not yet with `fields`.
+
+        Returns None where this method has nothing to go on and nothing to ask.
+        """
         ...
 
     async def answer(self, state: str | None, request: Request) -> Outcome:

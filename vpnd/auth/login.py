@@ -121,17 +121,29 @@ class LoginService:
         return self._pending.add(address, now)
 
     async def _ask(self, login: PendingLogin, request: Request) -> Outcome:
-        if login.challenge is not None and login.method is not None:
-            return await login.method.answer(login.challenge.state, request)
+        challenge = login.challenge
+        if challenge is None:
+            outcome = await self._start(login, request)
+            if not isinstance(outcome, Challenge) or not request.fields:
+                return outcome
+            challenge = outcome  # answered unasked
+        assert login.method is not None, "a method has asked"
+        return await login.method.answer(challenge.state, request)
+
+    async def _start(self, login: PendingLogin, request: Request) -> Outcome:
+        """Start all methods: one that decides without a question goes before all that ask.
+
+        So a certificate that is not accepted stays refused whatever else the peer brings,
+        in whatever order the methods are configured.
+        """
         question: Challenge | None = None
         for method in self._methods:
             outcome = await method.start(request)
-            if isinstance(outcome, Challenge):
-                if question is None:
-                    question, login.method = outcome, method
-            elif outcome is not None:
+            if isinstance(outcome, Accepted | Rejected):
                 login.method = method
                 return outcome
+            if outcome is not None and question is None:
+                question, login.method = outcome, method
         return question or Rejected("no method fits this peer", NOTHING_OFFERED, None)
 
     def _conclude(self, cookie: str, login: PendingLogin, outcome: Outcome) -> LoginResult:

@@ -30,10 +30,8 @@ class PasswordMethod:
         self._store = store
         self._hasher = hasher
 
-    async def start(self, request: Request) -> Outcome | None:
-        """Ask for both, or judge them where the peer brought them unasked."""
-        if "username" in request.fields or "password" in request.fields:
-            return await self.answer(None, request)
+    async def start(self, request: Request) -> Outcome | None:  # noqa: ARG002 - asks everybody
+        """Ask for both."""
         return ASK_BOTH
 
     async def answer(self, state: str | None, request: Request) -> Outcome:
