@@ -168,8 +168,10 @@ def test_another_programs_database_is_not_written_to(tmp_path: Path) -> None:
     other.execute("CREATE TABLE theirs (x)")
     other.commit()
     other.close()
+    before = (tmp_path / FILE_NAME).read_bytes()
     with pytest.raises(StoreError, match="is another program's database; move it away"):
         open_store(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

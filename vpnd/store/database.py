@@ -58,33 +58,35 @@ class Database:
                 raise
 
     def _prepare(self) -> None:
+        self._check_owner()
         if self._pragma("quick_check(1)") != "ok":
             raise StoreError(f"{self._path}: {REMEDIES[sqlite3.SQLITE_CORRUPT]}")
         if self._pragma("journal_mode = WAL") != "wal":
             raise StoreError(f"{self._path}: put the state directory on a local file system")
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA trusted_schema = OFF")
-        if self._pragma("user_version") != len(MIGRATIONS) or not self._is_ours():
+        if self._pragma("user_version") != len(MIGRATIONS):
             self._migrate()
 
     def _pragma(self, name: str) -> Any:  # a pragma answers with what it likes
         return self._db.execute(f"PRAGMA {name}").fetchone()[0]
 
-    def _is_ours(self) -> bool:
-        return bool(self._pragma("application_id") == APPLICATION_ID)
+    def _check_owner(self) -> None:
+        """Refuse what is not ours before a byte of it is changed."""
+        is_empty = not self._db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        if not is_empty and self._pragma("application_id") != APPLICATION_ID:
+            raise StoreError(f"{self._path}: is another program's database; move it away")
+        version = self._pragma("user_version")
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{self._path}: was written by a newer pyvpn (schema {version}, this one "
+                f"knows {len(MIGRATIONS)}); install that version again"
+            )
 
     def _migrate(self) -> None:
-        with self.transaction(durable=True) as db:  # read again: now nobody else can migrate
-            is_empty = not db.execute("SELECT 1 FROM sqlite_schema").fetchall()
-            version = self._pragma("user_version")
-            if not is_empty and not self._is_ours():
-                raise StoreError(f"{self._path}: is another program's database; move it away")
-            if version > len(MIGRATIONS):
-                raise StoreError(
-                    f"{self._path}: was written by a newer pyvpn (schema {version}, this one "
-                    f"knows {len(MIGRATIONS)}); install that version again"
-                )
-            for migration in MIGRATIONS[version:]:
+        with self.transaction(durable=True) as db:
+            self._check_owner()  # again: now nobody else can migrate
+            for migration in MIGRATIONS[self._pragma("user_version") :]:
                 migration(db)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
