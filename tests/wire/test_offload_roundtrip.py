@@ -32,7 +32,7 @@ def read(data: bytes) -> inet.IP | inet6.IPv6:
     return packet
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(superpackets(), OPTIONS)
 def test_scapy_would_have_sent_the_same_segments(
     drawn: tuple[Packet, int], options: bytes
@@ -55,7 +55,7 @@ def test_scapy_would_have_sent_the_same_segments(
     assert stream == packet.payload
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(superpackets(protocols=(6,), ecn=False))
 def test_joining_undoes_splitting_and_splitting_undoes_joining(drawn: tuple[Packet, int]) -> None:
     """The views of one buffer go straight into the other, as they do in the data plane."""

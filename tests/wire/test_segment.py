@@ -24,7 +24,7 @@ def split(frame: bytes, headroom: int = HEADROOM) -> list[bytes]:
     return [bytes(view[headroom:]) for view in views]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(superpackets())
 def test_segments_are_those_of_a_plain_split(drawn: tuple[Packet, int]) -> None:
     """Both IP versions, TCP and UDP, options, extensions, any size, flags and wrapping."""
@@ -32,7 +32,7 @@ def test_segments_are_those_of_a_plain_split(drawn: tuple[Packet, int]) -> None:
     assert split(packet.frame(gso_size)) == packet.segments(gso_size)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(superpackets(), st.integers(0, 40))
 def test_segments_lie_back_to_back_and_only_the_last_is_shorter(
     drawn: tuple[Packet, int], headroom: int
@@ -158,7 +158,7 @@ def test_a_fragment_is_never_split() -> None:
         split(frame)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(
     superpackets(),
     st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=4),

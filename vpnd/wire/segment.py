@@ -126,7 +126,9 @@ def _write_train(train: _Train, out: memoryview, headroom: int) -> list[memoryvi
         for index in range(rows):
             _write_one(train, out, index * stride, headroom, index)
     _write_one(train, out, rows * stride, headroom, rows)
-    return [out[at : min(at + stride, end)] for at in range(0, end, stride)]
+    views = [out[at : at + stride] for at in range(0, rows * stride, stride)]
+    views.append(out[rows * stride : end])
+    return views
 
 
 def _headers(train: _Train, index: int, payload_size: int) -> bytearray:
