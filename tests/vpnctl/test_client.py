@@ -61,7 +61,11 @@ class Place:
         parser = argparse.ArgumentParser()
         client.register(parser)
         given = vars(parser.parse_args(words))
-        fixed = {"run_dir": str(self.root / "run"), "ca_dir": str(self.root / "ca"), "json": False}
+        fixed: dict[str, object] = {
+            "run_dir": str(self.root / "run"),
+            "ca_dir": str(self.root / "ca"),
+        }
+        fixed |= {"json": False, "table": False}
         return argparse.Namespace(**(fixed | given))
 
     def add(self, *words: str) -> None:
@@ -169,7 +173,7 @@ def test_password_is_shown_once_and_opens_the_bundle(
     assert parse_client_identity(bundle.cert.certificate) == ("laptop", "laptop")
     assert len(bundle.additional_certs) == 2
     assert password not in (place.out / "laptop.toml").read_text()
-    command = next(line for line in out.splitlines() if line.startswith("openconnect "))
+    command = next(line for line in out.splitlines() if line.startswith("connect"))
     assert all(f"--servercert {pin}" in command for pin in place.pins)
     assert password not in command
 
@@ -258,6 +262,6 @@ def test_list_and_revoke_follow_the_store(
     args = place.args("list")
     args.json = True
     assert client.run(args) == 0
-    assert json.loads(capsys.readouterr().out)[0]["revoked_at"] is not None
+    assert json.loads(capsys.readouterr().out)["clients"][0]["revoked_at"] is not None
     with pytest.raises(Refused, match="there is no client 'nobody'"):
         client.run(place.args("revoke", "nobody"))

@@ -55,7 +55,9 @@ def parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     pki.register(parser)
     args = parser.parse_args(words)
-    return argparse.Namespace(**({"json": False, "ca_dir": "/x", "state_dir": "/y"} | vars(args)))
+    return argparse.Namespace(
+        **({"json": False, "table": False, "ca_dir": "/x", "state_dir": "/y"} | vars(args))
+    )
 
 
 def test_every_file_has_its_owner_and_mode(place: Path) -> None:
@@ -167,13 +169,12 @@ def test_command_works_for_the_owner_of_both_directories(
     assert "vpnctl client add" in capsys.readouterr().out
 
 
-def test_what_was_made_is_json_or_text(place: Path) -> None:
-    """People get the next step, programs the facts."""
+def test_what_was_made_can_be_shown(place: Path) -> None:
+    """Both pins are there for people and for programs."""
     made = initialise(["vpn.example.org"], "p256", **homes(place))
     assert json.loads(json.dumps(made)) == made
-    text = pki._text(made)
-    assert all(pin in text for pin in made["pins"])
-    assert "vpnctl client add NAME" in text
+    shown = dict(pki._facts(made))
+    assert {shown["pin of the key in use"], shown["pin of the next key"]} == set(made["pins"])
 
 
 def test_bad_host_name_is_refused_before_anything_is_made() -> None:

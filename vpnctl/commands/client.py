@@ -10,16 +10,15 @@ know is worth nothing.
 """
 
 import argparse
-import json
 import os
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 
+from vpnctl import output
 from vpnctl.connection import call
+from vpnctl.output import day_text
 from vpnd.config.profile import ClientProfile, Remote, encode_profile
 from vpnd.errors import VpnError
 from vpnd.ipc.api import Client, Profile
@@ -32,6 +31,7 @@ from vpnd.pki.keys import KEY_TYPES, KeyType, PrivateKey, encode_key, generate, 
 from vpnd.pki.names import check_name
 
 NAME = "client"
+HEADINGS = ("USER", "CLIENT", "STATE", "UNTIL", "SESSIONS", "SERIAL")
 HELP = "add, list and revoke clients: devices that log in with a certificate"
 
 
@@ -159,7 +159,7 @@ class Issued:
         profile = ClientProfile(
             user=self.user,
             name=self.name,
-            until=_day(self.not_after),
+            until=day_text(self.not_after),
             remotes=remotes,
             ca=server.ca_pem,
             certificate=encode_chain(self._chain).decode(),
@@ -204,44 +204,47 @@ def _print_added(
     line += [word for pin in server.pins for word in ("--servercert", pin)]
     line += [f"https://{server.remotes[0]}"]
     if args.json:
-        facts: dict[str, Any] = {
-            "user": made.user,
-            "name": made.name,
-            "serial": made.serial,
-            "not_after": made.not_after,
-            "foreign": args.foreign,
-            "profile": str(files[0]),
-            "bundle": str(files[1]),
-            "bundle_password": password,
-            "openconnect": line,
-        }
-        print(json.dumps(facts, indent=2))
+        output.print_json(
+            {
+                "user": made.user,
+                "name": made.name,
+                "serial": made.serial,
+                "not_after": made.not_after,
+                "foreign": args.foreign,
+                "profile": str(files[0]),
+                "bundle": str(files[1]),
+                "bundle_password": password,
+                "openconnect": line,
+            }
+        )
         return
-    print(f"client {made.name} of user {made.user}, valid until {_day(made.not_after)}")
-    print(f"profile   {files[0]}")
-    print(f"bundle    {files[1]}")
-    print(f"password  {password}  (of the bundle; it is not kept anywhere)")
-    print(f"Connect with the bundle, run as root on the client:\n{' '.join(line)}")
+    facts = [
+        ("client", f"{made.name} of user {made.user}, valid until {day_text(made.not_after)}"),
+        ("profile", str(files[0])),
+        ("bundle", str(files[1])),
+        ("password", f"{password}  (of the bundle; it is not kept anywhere)"),
+        ("connect", " ".join(line)),
+    ]
+    output.print_facts(args, facts)
 
 
 def _list(args: argparse.Namespace) -> int:
     clients = call(args, lambda daemon: daemon.list_clients())
     if args.json:
-        print(json.dumps([asdict(client) for client in clients], indent=2))
-        return 0
-    rows = [("USER", "CLIENT", "STATE", "UNTIL", "SESSIONS", "SERIAL")]
-    rows += [
-        (c.user, c.name, _state(c), _day(c.not_after), str(c.sessions), c.serial) for c in clients
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+        output.print_json({"clients": clients})
+    else:
+        output.print_table(args, HEADINGS, [_row(client) for client in clients])
     return 0
+
+
+def _row(client: Client) -> list[str]:
+    until = day_text(client.not_after)
+    return [client.user, client.name, _state(client), until, str(client.sessions), client.serial]
 
 
 def _state(client: Client) -> str:
     if client.revoked_at is not None:
-        return f"revoked {_day(client.revoked_at)}"
+        return f"revoked {day_text(client.revoked_at)}"
     if client.not_after <= datetime.now(UTC).timestamp():
         return "expired"
     return "foreign" if client.foreign else "valid"
@@ -250,12 +253,8 @@ def _state(client: Client) -> str:
 def _revoke(args: argparse.Namespace) -> int:
     ended = call(args, lambda daemon: daemon.revoke_client(args.name, args.user))
     if args.json:
-        print(json.dumps({"ended_sessions": ended}, indent=2))
+        output.print_json({"ended_sessions": ended})
     else:
         sessions = "1 session" if ended == 1 else f"{ended} sessions"
         print(f"client {args.name} is revoked; {sessions} ended")
     return 0
-
-
-def _day(time: int) -> str:
-    return datetime.fromtimestamp(time, UTC).date().isoformat()

@@ -5,17 +5,16 @@ has become its user (`vpnd.pki.child`).  Anybody else must own both directories.
 """
 
 import argparse
-import json
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
+from vpnctl import output
 from vpnd.config import values
 from vpnd.errors import ConfigError
 from vpnd.pki import ca, jobs, server_files
@@ -24,6 +23,9 @@ from vpnd.pki.keys import KEY_TYPES, KeyType, parse_public_key
 from vpnd.pki.pins import certificate_pin, key_pin
 
 NAME = "pki"
+NEXT = """\
+root.key is needed only for a new issuing CA: you may keep it on another machine.
+Next: start the server and make a client with `vpnctl client add NAME`."""
 HELP = "make the certificate authority and the server's keys"
 
 
@@ -51,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
         ca_home=Home(Path(args.ca_dir).absolute(), system_account(CA_USER)),
         server_home=Home(Path(args.state_dir).absolute(), system_account(SERVER_USER)),
     )
-    print(json.dumps(made, indent=2) if args.json else _text(made))
+    if args.json:
+        output.print_json(made)
+    else:
+        output.print_facts(args, _facts(made))
+        print(NEXT)
     return 0
 
 
@@ -121,14 +127,13 @@ def _names(written: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _text(made: dict[str, Any]) -> str:
-    until = datetime.fromtimestamp(made["not_after"], UTC).date()
+def _facts(made: dict[str, Any]) -> list[tuple[str, str]]:
+    until = output.day_text(made["not_after"])
     current, following = made["pins"]
-    return f"""\
-certificate authority  {made["ca_dir"]}
-server's keys          {made["state_dir"]}
-server's name          {", ".join(made["names"])} (certificate valid until {until})
-pin of the key in use  {current}
-pin of the next key    {following}
-root.key is needed only for a new issuing CA: you may keep it on another machine.
-Next: start the server and make a client with `vpnctl client add NAME`."""
+    return [
+        ("certificate authority", made["ca_dir"]),
+        ("server's keys", made["state_dir"]),
+        ("server's name", f"{', '.join(made['names'])} (certificate valid until {until})"),
+        ("pin of the key in use", current),
+        ("pin of the next key", following),
+    ]
