@@ -4,10 +4,11 @@ from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
+from vpnd.auth.cookies import cookie_hash
 from vpnd.errors import StoreError
-from vpnd.policy.leases import Lease, Pool, PoolExhausted
-from vpnd.store.contract import Conflict, Leases
-from vpnd.store.leasing import ULA_SETTING, own_ula_network, take_lease, touch_lease
+from vpnd.policy.leases import Lease, Pool, PoolExhausted, user_lease_key
+from vpnd.store.contract import Conflict, Leases, Session, User
+from vpnd.store.leasing import ULA_SETTING, KeysInUse, own_ula_network, take_lease, touch_lease
 from vpnd.store.memory import MemoryStore
 
 POOL = Pool(IPv4Network("10.8.0.0/29"), None)  # five clients
@@ -48,6 +49,26 @@ def test_a_lease_outside_a_changed_network_moves_inside() -> None:
     assert moved.index == 2
     assert moved.revision > stored.revision
     assert len(leases.all()) == 1
+
+
+def test_sessions_keep_their_leases_and_are_read_only_when_it_matters() -> None:
+    """A resumable session's address is as taken as a live one's."""
+    store = MemoryStore()
+    store.users.put(User("u"))
+    for number in range(5):
+        key = f"user:u#{number}"
+        take_lease(store.leases, POOL, key, in_use=KeysInUse(store.sessions), now=float(number))
+        if number != 3:
+            store.sessions.put(
+                Session(key, cookie_hash(key), "u", None, key, "password", None, 1.0, None, 2.0)
+            )
+    in_use = KeysInUse(store.sessions)
+    assert take_lease(store.leases, POOL, "user:u#1", in_use=in_use, now=9.0).index == 3
+    assert in_use._keys is None
+    assert take_lease(store.leases, POOL, "user:u#9", in_use=in_use, now=9.0).index == 5
+    assert user_lease_key("u", in_use) == "user:u#3"
+    with pytest.raises(PoolExhausted):
+        take_lease(store.leases, Pool(IPv4Network("10.8.0.0/30"), None), "x", in_use=in_use, now=9)
 
 
 class _Contested:

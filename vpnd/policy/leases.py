@@ -9,7 +9,7 @@ Lease keys: `client:U/C` for a certificate (one device, one lease) and
 `user:U#SLOT` for password logins, the lowest slot that is free.
 """
 
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -130,7 +130,7 @@ def client_lease_key(user: str, client: str) -> str:
     return f"client:{user}/{client}"
 
 
-def user_lease_key(user: str, in_use: Collection[str]) -> str:
+def user_lease_key(user: str, in_use: Container[str]) -> str:
     """Return the key for one more password login: the lowest slot not in use.
 
     Raises PoolExhausted for a user with MAX_SLOTS logins already.
