@@ -171,6 +171,14 @@ def test_bombs_and_doubtful_requests_are_refused(body: bytes) -> None:
     assert "passwd" not in str(caught.value)
 
 
+def test_a_request_of_many_elements_is_refused_before_it_is_parsed() -> None:
+    """Well-formed or not: 64 KiB of elements would keep a worker busy for a while."""
+    for body in (b"<a/>" * MAX_MARKUP, b"<a>" * MAX_MARKUP):
+        with pytest.raises(Malformed) as caught:
+            parse_auth_request(b'<config-auth type="init">' + body + b"</config-auth>")
+        assert caught.value.status == 413
+
+
 def test_a_field_may_have_the_limit() -> None:
     """The bound counts characters, not bytes."""
     longest = "\u00e9" * MAX_FIELD

@@ -120,6 +120,7 @@ def test_the_app_id_is_found_first_in_the_extension_then_in_the_session_id(
         datagram(body(), fragment=10),
         datagram(body()) + datagram(body()),
         datagram(body()) + b"\x00",
+        datagram(body())[:11] + b"\x00\x20" + datagram(body())[13:],
         datagram(body(extensions=extension(1, b"") * (MAX_EXTENSIONS + 1))),
         datagram(body(extensions=extension(1, bytes(MAX_HELLO)))),
         b"",

@@ -219,7 +219,6 @@ class HttpServer:
         is_last = bool(self._early) or self._count >= MAX_REQUESTS
         answer = self._answer(status, reason, headers, body, is_last=is_last)
         self._request = None
-        self._early.clear()
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
             self._state = _State.HEAD
