@@ -49,7 +49,7 @@ def issue(
     if end <= now:
         raise ConfigError(
             f"the certificate of {_common_name(issuer.certificate)!a} ended on {end:%Y-%m-%d}: "
-            "nothing can be signed with it; renew it first"
+            "nothing can be signed with it; check the clock, or make a new authority"
         )
     builder = _builder(profile, common_name, key, names, now)
     builder = builder.issuer_name(issuer.certificate.subject)
