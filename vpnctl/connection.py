@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncvarlink import (
+    FileDescriptorArray,
     VarlinkClientProtocol,
     VarlinkErrorReply,
     VarlinkInterfaceProxy,
@@ -25,6 +26,7 @@ from asyncvarlink.serviceinterface import (
     MethodNotImplemented,
     PermissionDenied,
 )
+from asyncvarlink.types import JSONObject
 
 from vpnd.errors import VpnError
 from vpnd.ipc.api import ADMIN_GROUP, SOCKET_NAME, Client, Daemon, Profile, Status, User
@@ -53,6 +55,26 @@ class Refused(VpnError):
     def __init__(self, reply: VarlinkErrorReply) -> None:
         super().__init__(str(reply))
         self.reply = reply
+
+
+class _Answers(VarlinkClientProtocol):
+    """The library's client, for which what is no Varlink answer is the end of the connection."""
+
+    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
+        try:
+            super().message_received(data, fds)
+        except (RecursionError, ValueError) as exc:  # nested too deep, or not UTF-8
+            self.error_received(exc, b"", None)
+
+    def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> None:
+        try:
+            super().request_received(obj, fds)
+        except IndexError as exc:  # more answers than questions
+            self.error_received(exc, b"", None)
+
+    def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:
+        del err, data, fds
+        self.connection_lost(ConnectionAbortedError("what it says is no Varlink"))
 
 
 class DaemonProxy:
@@ -129,7 +151,7 @@ def call(args: argparse.Namespace, method: Callable[[DaemonProxy], Awaitable[T]]
 
 async def _call(path: Path, method: Callable[[DaemonProxy], Awaitable[T]]) -> T:
     with _explained(path):
-        transport, protocol = await connect_unix_varlink(VarlinkClientProtocol, path)
+        transport, protocol = await connect_unix_varlink(_Answers, path)
     try:
         return await method(DaemonProxy(protocol.make_proxy(Daemon), path))
     finally:
@@ -147,7 +169,7 @@ def _explained(path: Path) -> Iterator[None]:
             f"only root and members of the group {ADMIN_GROUP} may do this: "
             "use sudo, or have yourself added to the group"
         ) from exc
-    except (*OTHER_VERSION, ConversionError) as exc:
+    except (*OTHER_VERSION, ConversionError, TypeError, ValueError) as exc:
         raise VpnError(
             "vpnd and vpnctl are of different versions: restart vpnd "
             "(systemctl restart pyvpn-server)"
