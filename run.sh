@@ -294,11 +294,11 @@ own_address() { # the address this host uses towards the internet, else its name
     ip -o route get 192.0.2.1 2>/dev/null | sed -nE 's/.* src ([^ ]+).*/\1/p' | grep . || hostname
 }
 
-show_until_ready() { # pass vpnd's log on; after its "ready" say how to go on
+show_until_ready() { # pass vpnd's log on; once it is ready say how to go on
     local line
     while IFS= read -r line; do
         printf '%s\n' "$line" >&2
-        [[ $line == *ready* ]] && break
+        [[ $line == *"vpnd is ready"* ]] && break
     done
     how_to_connect || true
     exec cat >&2

@@ -9,6 +9,7 @@ import pytest
 
 from tests.netns.bed import CACHE, Bed
 from tests.netns.daemons import Config, Daemons
+from tests.netns.site import Site
 from tests.netns.teardown import take_down_dead
 
 _numbers = itertools.count()
@@ -51,14 +52,13 @@ def make_bed(
 
 
 @pytest.fixture(scope="module")
-def make_server(make_bed: Callable[[int], Bed]) -> Callable[..., tuple[Bed, Daemons]]:
-    """Build a bed with a running server: `make_server(clients=2, config={...})`."""
+def make_site(make_bed: Callable[[int], Bed]) -> Callable[..., Site]:
+    """Build a bed with a running server: `make_site(clients=2, config={...})`."""
 
-    def make(clients: int = 1, config: Config | None = None) -> tuple[Bed, Daemons]:
-        bed = make_bed(clients)
-        daemons = Daemons(bed.server, config)
+    def make(clients: int = 1, config: Config | None = None) -> Site:
+        daemons = Daemons((bed := make_bed(clients)).server, config)
         daemons.prepare()
         daemons.start()
-        return bed, daemons
+        return Site(bed, daemons)
 
     return make

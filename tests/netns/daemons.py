@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -83,7 +82,7 @@ class Daemons:
         """Start vpnd as user pyvpn without any privilege and wait until it is ready."""
         self.vpnd = self.namespace.start("vpnd", *self._vpnd_argv(), user=USER)
         if wait:
-            self.vpnd.wait_for(r"\bready\b", timeout_s=READY_S)
+            self.vpnd.wait_for("vpnd is ready", timeout_s=READY_S)
 
     def stop(self) -> None:
         """Stop vpnd, then the helper, as `./run.sh server` does on Ctrl-C."""
@@ -120,11 +119,10 @@ class Daemons:
     def add_client(self, name: str, *arguments: str) -> Certificate:
         """Make a client and its certificate for stock clients."""
         folder = self.folder / "profiles"
-        said = self.vpnctl("client", "add", name, "--foreign", "--output", str(folder), *arguments)
-        password = re.search(r"(?i)password\W+(\S+)", said.stdout + said.stderr)
-        if password is None:
-            raise BedError(f"`vpnctl client add {name}` showed no password: {said.stdout}")
-        return Certificate(folder / f"{name}.p12", password[1])
+        to = ("--output", str(folder))
+        said = self.vpnctl("--json", "client", "add", name, "--foreign", *to, *arguments)
+        made = json.loads(said.stdout)
+        return Certificate(Path(made["bundle"]), made["bundle_password"])
 
     def pins(self) -> tuple[str, ...]:
         """Return the server's pins, of the key in use and of the next one."""

@@ -69,7 +69,7 @@ def demonstrate(bed: Bed) -> None:
     steps("packets travel over UDP (DTLS)", client.wait_dtls, lambda cipher: cipher)
     for address in server.addresses():
         steps(
-            f"ping {address} through the tunnel",
+            f"ping {address}",
             partial(bed.client.ping, address),
             lambda took: f"{took} ms",
         )
@@ -79,7 +79,7 @@ def demonstrate(bed: Bed) -> None:
             partial(fetch_translated, bed.client, web, outer),
             lambda address: f"it saw {address}, the server",
         )
-    print(f"\nvpnctl status\n\n{server.vpnctl('status').stdout}", flush=True)
+    print("\nvpnctl status\n", server.vpnctl("--table", "status").stdout, sep="\n", flush=True)
 
 
 def fetch_translated(client: Namespace, web: str, outer: str) -> str:
