@@ -324,6 +324,24 @@ def test_descriptors_that_come_along_are_closed() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("call", [b"{}\0", message("GetStatus"), message("Nonsense")])
+def test_calls_of_a_caller_that_hung_up_are_dropped(
+    call: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody reads the answers; and a local user must not fill the log."""
+
+    async def test(pair: Pair) -> None:
+        await pair.send(call * 200)
+        pair.near.close()
+        async with asyncio.timeout(10):
+            await pair.transport.closed_future
+        assert pair.backend.status_calls <= 1
+        assert pair.refusals == []
+
+    run(test)
+    assert not caplog.records
+
+
 def test_a_caller_that_leaves_in_mid_call_disturbs_nobody() -> None:
     """The call runs to its end; its answer has nowhere to go."""
 

@@ -118,9 +118,14 @@ class Connection(VarlinkInterfaceServerProtocol):
 
     def request_received(
         self, obj: JSONObject, fds: FileDescriptorArray | None
-    ) -> asyncio.Future[None]:
+    ) -> asyncio.Future[None] | None:
         """Start a call; the future is done when its answer has been taken."""
-        self._call = asyncio.ensure_future(self._answered(super().request_received(obj, fds)))
+        if self._stream is None:
+            return None  # refused or gone: what else it had sent is not worked on
+        called: asyncio.Future[None] | None = super().request_received(obj, fds)
+        if called is None and not self._unsent:
+            return None
+        self._call = asyncio.ensure_future(self._answered(called))
         return self._call
 
     async def _answered(self, called: asyncio.Future[None] | None) -> None:
@@ -134,10 +139,21 @@ class Connection(VarlinkInterfaceServerProtocol):
     def send_message(
         self, obj: JSONObject, fds: list[int] | None = None, autoclose: bool = True
     ) -> asyncio.Future[None]:
+        """Send an answer; where that fails nobody reads, and the connection ends."""
+        if self._stream is None:
+            sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            sent.set_exception(BrokenPipeError())
+            return sent
         sent = super().send_message(obj, fds, autoclose)
-        self._unsent.add(sent)
-        sent.add_done_callback(self._unsent.discard)
+        if sent not in self._unsent:
+            self._unsent.add(sent)
+            sent.add_done_callback(self._sent)
         return sent
+
+    def _sent(self, sent: asyncio.Future[None]) -> None:
+        self._unsent.discard(sent)
+        if sent.exception() is not None:
+            self._drop()
 
     def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:
         """Turn away what is not a JSON object: there is no call to answer."""
@@ -178,6 +194,10 @@ class Connection(VarlinkInterfaceServerProtocol):
     def _refuse(self, reason: str) -> None:
         if self._stream is not None:
             self._refused(reason)
-            self._clear_deadline()
+            self._drop()
+
+    def _drop(self) -> None:
+        self._clear_deadline()
+        if self._stream is not None:
             stream, self._stream = self._stream, None
             stream.abort()

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from weakref import WeakSet
 
@@ -27,6 +28,7 @@ from vpnd.ipc.connection import Connection
 MAX_CONNECTIONS_PER_UID = 64
 MAX_CONNECTIONS_OF_STRANGERS = 256  # of all uids that are not administrators together
 BACKLOG = 128
+ACCEPTS_PER_TURN = 16  # of the event loop; a flood of connections must not keep it
 MAX_PATH = 107  # sockaddr_un.sun_path, unix(7), less the final NUL
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 CALLS_TIMEOUT_S = 5.0  # for calls that are being worked on when we close
@@ -57,7 +59,7 @@ class IpcServer:
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        for accepted in count(1):
             try:
                 connection, _ = await loop.sock_accept(self._listener)
             except ConnectionAbortedError:
@@ -69,7 +71,8 @@ class IpcServer:
                 await asyncio.sleep(OUT_OF_FILES_PAUSE_S)
                 continue
             self._admit(connection)
-            await asyncio.sleep(0)  # a flood of connections must not keep others waiting
+            if accepted % ACCEPTS_PER_TURN == 0:
+                await asyncio.sleep(0)
 
     def _admit(self, connection: socket.socket) -> None:
         try:
