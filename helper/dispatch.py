@@ -79,7 +79,7 @@ class Host:
         ):
             try:
                 step(journal)
-            except TROUBLE as exc:
+            except Exception as exc:  # even a mistake of ours must not keep the next step from it
                 failures.append(f"{interface}: {exc}")
         if failures:
             self.directory.save(journal)
@@ -119,7 +119,9 @@ class Caller:
             case SetLink():
                 self._set_link(request)
             case SetFirewall():
-                link.refuse_overlap([parse(ip_network, text) for text in request.networks])
+                link.refuse_overlap(
+                    self._journal.interface, [parse(ip_network, text) for text in request.networks]
+                )
                 self._journal.filter = asdict(request)
                 firewall.apply(self._journal, self._host.directory)
                 return {"backend": self._journal.firewall}, []
@@ -152,7 +154,7 @@ class Caller:
     def _set_link(self, request: SetLink) -> None:
         journal, host = self._journal, self._host
         addresses = [parse(ip_interface, text) for text in request.addresses]
-        link.refuse_overlap([address.network for address in addresses])
+        link.refuse_overlap(journal.interface, [address.network for address in addresses])
         link.set_link(journal, request)
         versions = {address.version for address in addresses}
         settings: dict[str, str] = {}

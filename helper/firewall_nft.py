@@ -9,7 +9,6 @@ import os
 import subprocess
 from collections.abc import Iterable
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 from helper.messages import Network, Refused, parse
@@ -40,19 +39,22 @@ class Nftables:
 
 
 def _run(commands: list[Statement]) -> None:
-    done = subprocess.run(  # noqa: S603  # fixed argv; the input is made of checked values
-        [NFT, "-j", "-f", "-"],
-        input=json.dumps({"nftables": commands}),
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-        cwd=Path("/"),
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode:
-        reason = next(iter((done.stderr or done.stdout).strip().splitlines()), "no reason given")
-        raise Refused(f"nft refused the rules: {reason}")
+    try:
+        subprocess.run(  # noqa: S603  # fixed argv; the input is made of checked values
+            [NFT, "-j", "-f", "-"],
+            input=json.dumps({"nftables": commands}),
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            cwd="/",
+            timeout=TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise Refused(f"nft did not answer within {TIMEOUT_S} s") from exc
+    except subprocess.CalledProcessError as exc:
+        reason = (exc.stderr or exc.stdout or "no reason given").strip().partition("\n")[0]
+        raise Refused(f"nft refused the rules: {reason}") from exc
 
 
 def _emptied(interface: str) -> list[Statement]:

@@ -19,19 +19,20 @@ from helper.ruleset import EVERY_LINK, Guard
 ALL4 = "ipv4/conf/all/forwarding"
 ALL6 = "ipv6/conf/all/forwarding"
 CONF6 = "ipv6/conf"
+FORCE = "force_forwarding"
 
 
 def wanted(versions: Collection[int], journals: Collection[Journal]) -> dict[str, str]:
     """Return the settings, in order, that forwarding between tunnel and host needs."""
     held = {path for journal in journals for path in journal.claims}
     settings: dict[str, str] = {}
-    if 4 in versions and sysctl.read(ALL4) != "1":
+    if 4 in versions and sysctl.read(ALL4) == "0":
         settings |= {f"ipv4/conf/{name}/forwarding": "1" for name in links.carriers(4)}
-    if 6 not in versions or (sysctl.read(ALL6) == "1" and ALL6 not in held):
+    if 6 not in versions or (sysctl.read(ALL6) != "0" and ALL6 not in held):
         return settings
-    if sysctl.read(f"{CONF6}/all/force_forwarding") is not None:
-        return settings | {f"{CONF6}/{n}/force_forwarding": "1" for n in links.carriers(6)}
-    listening = (f"{CONF6}/{name}/accept_ra" for name in sorted(links.others().values()))
+    if sysctl.read(f"{CONF6}/all/{FORCE}") is not None:
+        return settings | {f"{CONF6}/{n}/{FORCE}": "1" for n in links.carriers(6)}
+    listening = [f"{CONF6}/{name}/accept_ra" for name in links.uplinks().values()]
     settings |= {path: "2" for path in listening if path in held or sysctl.read(path) == "1"}
     return settings | {ALL6: "1"}
 
@@ -57,7 +58,7 @@ def apply(journal: Journal, versions: Collection[int], *, tunnel: bool) -> None:
     on = "1" if tunnel else "0"
     sysctl.write(f"ipv4/conf/{journal.interface}/forwarding", on)
     if 6 in versions:
-        sysctl.write(f"{CONF6}/{journal.interface}/force_forwarding", on)
+        sysctl.write(f"{CONF6}/{journal.interface}/{FORCE}", on)
 
 
 def release(journal: Journal, others: Collection[Journal], paths: Iterable[str]) -> None:
@@ -70,7 +71,7 @@ def release(journal: Journal, others: Collection[Journal], paths: Iterable[str])
 
 
 def _restore(path: str, claim: Claim) -> None:
-    taken_over = path.startswith("ipv4") and sysctl.read(ALL4) == "1"  # all forward now: not ours
+    taken_over = path.startswith("ipv4") and sysctl.read(ALL4) != "0"  # all forward now: not ours
     if taken_over or sysctl.read(path) != claim.new:
         return
     before = dict(_links6()) if path == ALL6 else {}

@@ -95,37 +95,36 @@ def _links(message: Any) -> list[int]:
     return [message.get_attr("RTA_OIF"), *hops]
 
 
-def others() -> dict[int, str]:
+def uplinks() -> dict[int, str]:
     """Return index and name of every link that is neither loopback nor a tunnel of ours."""
     with IPRoute() as netlink:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
-    return {i: n for i, n in names.items() if n != "lo" and not INTERFACE.fullmatch(n)}
+        return {i: n for i, n in _names(netlink).items() if not INTERFACE.fullmatch(n)}
+
+
+def _names(netlink: Any) -> dict[int, str]:
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+    return {index: name for index, name in names.items() if name != "lo"}
 
 
 def carriers(version: int) -> list[str]:
-    """Return the names of the other links that carry a route of IPv`version`, sorted."""
-    names = others()
+    """Return the names of the uplinks that carry a route of IPv`version`."""
     with IPRoute() as netlink:
-        used = {
-            index
-            for message in _main_table(netlink)
-            if message["family"] == FAMILY[version]
-            and not ip_network(_destination(message)).is_link_local
-            for index in _links(message)
-        }
-    return sorted(name for index, name in names.items() if index in used)
+        routes = [m for m in _main_table(netlink) if m["family"] == FAMILY[version]]
+    networks = [(ip_network(_destination(message)), _links(message)) for message in routes]
+    used = {index for network, found in networks if not network.is_link_local for index in found}
+    return [name for index, name in uplinks().items() if index in used]
 
 
-def refuse_overlap(networks: list[Network]) -> None:
+def refuse_overlap(interface: str, networks: list[Network]) -> None:
     """Raise Refused when another link has an address in, or a network around, one of `networks`.
 
     Our rules would cut that link off: packets from these networks are dropped on all others.
     """
-    names = others()
     with IPRoute() as netlink:
+        names = _names(netlink)
         taken = [(ip_interface(_address(m)), names.get(m["index"])) for m in netlink.get_addr()]
     for address, name in taken:
-        for network in networks:
-            if name and address.version == network.version and network.overlaps(address.network):
+        for network in networks if name not in (None, interface) else []:
+            if address.version == network.version and network.overlaps(address.network):
                 fix = "choose another inner network (network.ipv4, network.ipv6)"
                 raise Refused(f"{network} overlaps {address} of {name}: {fix}")

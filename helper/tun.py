@@ -23,10 +23,11 @@ IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 IFREQ = struct.Struct("16sH22x")  # struct ifreq: name, flags, room for the longest member
-QUIET = {  # nothing is to come into the tunnel that no session sent
+SETTINGS = {  # nothing is to come into the tunnel that no session sent
     "ipv6/conf/{}/addr_gen_mode": "1",  # IN6_ADDR_GEN_MODE_NONE: no link-local address
     "ipv6/conf/{}/autoconf": "0",
     "ipv6/conf/{}/accept_ra": "0",
+    "ipv6/conf/{}/disable_ipv6": "0",  # the host's default may be 1; here it is ours to say
     "ipv4/conf/{}/send_redirects": "0",
     "ipv4/conf/{}/accept_redirects": "0",
 }
@@ -79,6 +80,6 @@ def _settle(interface: str, request: OpenTun) -> int:
     queues = data.get_attr("IFLA_TUN_NUM_QUEUES")
     if (queues, data.get_attr("IFLA_TUN_NUM_DISABLED_QUEUES")) != (request.queues, 0):
         raise Refused(f"somebody else joined {interface} while it was made; look who, try again")
-    for path, value in QUIET.items():
+    for path, value in SETTINGS.items():
         sysctl.write(path.format(interface), value)
     return int(index)

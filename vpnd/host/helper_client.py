@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -30,6 +31,8 @@ from helper.messages import (
 from vpnd.errors import HelperError
 
 READ_SIZE = 64 * 1024
+FD = struct.Struct("i")
+ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * FD.size)
 UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CHANGE_TIMEOUT_S = 60.0  # thousands of routes, or nft on a busy host
 
@@ -53,8 +56,8 @@ class HelperClient:
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
         self._fds: list[int] = []
-        self._turn = asyncio.Lock()
-        self._answer: asyncio.Future[Answer] | None = None
+        self._sending = asyncio.Lock()
+        self._answers: deque[asyncio.Future[Answer]] = deque()  # asked and not answered yet
         self._closed = asyncio.Event()
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
@@ -150,45 +153,46 @@ class HelperClient:
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         _close_fds(self._fds)
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(HelperError(f"{self._path}: the helper is gone; {_START}"))
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_exception(HelperError(f"{self._path}: the helper is gone; {_START}"))
 
     async def _ask(
         self, make: Callable[[], Request], timeout_s: float = CHANGE_TIMEOUT_S
     ) -> Answer:
-        """Send the request that `make` returns; return fields and fds of the answer."""
-        async with self._turn:
-            if self._closed.is_set():
-                raise HelperError(f"{self._path}: the helper is gone; {_START}")
-            self._answer = self._loop.create_future()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._loop.sock_sendall(self._socket, encode(make()))
-                    return await self._answer
-            except Refused as exc:  # our own check of the values
-                raise HelperError(str(exc)) from exc
-            except TimeoutError as exc:
-                self.close()
-                fix = "look at its log (journalctl -u pyvpn-helper)"
-                raise HelperError(
-                    f"{self._path}: no answer within {timeout_s:g} s; {fix}"
-                ) from exc
-            except OSError as exc:
-                self.close()
-                raise HelperError(f"{self._path}: the helper is gone; {_START}") from exc
-            finally:
-                self._answer = None
+        """Send the request that `make` returns; return fields and fds of its answer."""
+        try:
+            data = encode(make())
+        except Refused as exc:
+            raise HelperError(str(exc)) from exc
+        if self._closed.is_set():
+            raise HelperError(f"{self._path}: the helper is gone; {_START}")
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._sending:
+                    self._answers.append(self._loop.create_future())
+                    answer = self._answers[-1]
+                    with contextlib.suppress(OSError):  # a refusal may be waiting to be read
+                        await self._loop.sock_sendall(self._socket, data)
+                return await answer
+        except TimeoutError as exc:
+            self.close()
+            fix = "look at its log (journalctl -u pyvpn-helper)"
+            raise HelperError(f"{self._path}: no answer within {timeout_s:g} s; {fix}") from exc
 
     def _on_readable(self) -> None:
-        try:
+        try:  # socket.recv_fds forgets its flags
             flags = socket.MSG_CMSG_CLOEXEC
-            data, fds, _, _ = socket.recv_fds(self._socket, READ_SIZE, MAX_FDS, flags)
+            data, ancillary, _, _ = self._socket.recvmsg(READ_SIZE, ANCILLARY_SIZE, flags)
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        self._fds += fds
+        for _, _, packed in ancillary:  # SCM_RIGHTS is all that can come unasked
+            self._fds.extend(
+                fd for (fd,) in FD.iter_unpack(packed[: len(packed) // FD.size * FD.size])
+            )
         try:
             for payload in self._reader.receive(data):
                 self._take(json.loads(payload))
@@ -199,13 +203,14 @@ class HelperClient:
 
     def _take(self, answer: Mapping[str, Any]) -> None:
         fds, self._fds = self._fds, []
-        if self._answer is None or self._answer.done():
+        asked = self._answers.popleft() if self._answers else None
+        if asked is None or asked.done():  # nobody waits for it any more
             _close_fds(fds)
         elif "error" in answer:
             _close_fds(fds)
-            self._answer.set_exception(HelperError(f"helper: {answer['error']}"))
+            asked.set_exception(HelperError(f"helper: {answer['error']}"))
         else:
-            self._answer.set_result((answer["ok"], fds))
+            asked.set_result((answer["ok"], fds))
 
     def _exactly(self, fds: list[int], count: int) -> list[int]:
         if len(fds) != count:  # out of file descriptors: the kernel drops what does not fit
