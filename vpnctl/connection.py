@@ -185,8 +185,8 @@ def _explained(path: Path) -> Iterator[None]:
         raise NotPermitted(f"{path}: permission denied: use sudo") from exc
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
         raise DaemonAbsent(
-            f"vpnd is not running (nobody answers on {path}): start it "
-            "(systemctl start pyvpn-server), or name its directory with --run-dir"
+            f"vpnd is not running (nobody answers on {path}): start it (systemctl start "
+            "pyvpn-server, or ./run.sh server), or name its directory with --run-dir"
         ) from exc
     except OSError as exc:
         raise DaemonAbsent(

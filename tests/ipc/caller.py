@@ -34,8 +34,11 @@ def as_user(uid: int, groups: tuple[int, ...] = (), gid: int = STRANGER) -> Iter
 
 
 @asynccontextmanager
-async def served(path: Path, backend: Backend, **options: Any) -> AsyncIterator[IpcServer]:
-    server = await serve(path, backend, **options)
+async def served(
+    path: Path, backend: Backend, admin_group: str = "daemon"
+) -> AsyncIterator[IpcServer]:
+    """Serve `backend`; the group is one that every host has."""
+    server = await serve(path, backend, admin_group=admin_group)
     try:
         yield server
     finally:

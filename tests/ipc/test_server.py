@@ -25,6 +25,17 @@ def test_everybody_may_connect_and_nothing_is_left_behind(path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_missing_admin_group_is_said_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else its would-be members wonder why they may not."""
+
+    async def test() -> None:
+        async with served(path, MemoryBackend(), admin_group="pyvpn-t-none"):
+            pass
+
+    asyncio.run(test())
+    assert caplog.messages == ["no group pyvpn-t-none on this host: vpnctl works for root only"]
+
+
 def test_a_dead_daemons_socket_is_replaced(path: Path) -> None:
     """After kill -9 the next start must not need a hand."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:

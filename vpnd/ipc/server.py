@@ -139,7 +139,10 @@ async def serve(
     sentence: the path cannot be used, or another daemon answers there.
     """
     where = Path(path)
-    return IpcServer(_listen(where), where, backend, rules_for(admin_group))
+    rules = rules_for(admin_group)
+    if rules.admin_gid is None:
+        _log.warning("no group %s on this host: vpnctl works for root only", admin_group)
+    return IpcServer(_listen(where), where, backend, rules)
 
 
 def _listen(path: Path) -> socket.socket:
