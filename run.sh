@@ -254,6 +254,7 @@ run_server() {
     local number
     number=$(still_runs vpnd) && die "a server runs already (vpnd $number): end it first"
     helper --undo # what a server that was killed left behind
+    rm -f "$HELPER_SOCKET"
     set_up_server
     trap stop_server EXIT
     trap 'exit 0' INT TERM HUP
@@ -304,20 +305,27 @@ show_until_ready() { # pass vpnd's log on; once it is ready say how to go on
     exec cat >&2
 }
 
-pin_options() {
-    python - "$STATE" <<'PY'
-import sys, pathlib
-from vpnd.pki.pins import server_pins
-state = pathlib.Path(sys.argv[1])
-pins = server_pins(state / "server.crt", state / "server-next.pub")
-print(*(f"--servercert={pin}" for pin in pins))
-PY
+how_to_connect() {
+    say "add a client (as root, in another terminal):"
+    say "    ./run.sh vpnctl client add NAME --foreign      or a password: vpnctl user add NAME"
+    say "connect it (as root, on the client; with a password leave --certificate out):"
+    say "    $(openconnect_line)"
+    say "Ctrl-C ends the server and leaves the network as it was"
 }
 
-how_to_connect() {
-    say "add a client:   ./run.sh vpnctl client add NAME --foreign    (or: user add NAME)"
-    say "and connect it: sudo openconnect $(pin_options) --certificate NAME.p12 https://REMOTE"
-    say "Ctrl-C ends the server and leaves the network as it was"
+openconnect_line() {
+    python - "$ETC/server.toml" "$STATE" <<'PY'
+import sys
+from pathlib import Path
+from vpnd.config.load import load_server
+from vpnd.pki.certificates import load_chain, server_names
+from vpnd.pki.pins import server_pins
+config, state = load_server(Path(sys.argv[1])), Path(sys.argv[2])
+certificate = config.tls.certificate_file(state)
+pins = server_pins(certificate, state / "server-next.pub")
+remotes = config.server.remotes_for(server_names(load_chain(certificate)[0])[0])
+print("openconnect", *(f"--servercert {pin}" for pin in pins), "--certificate NAME.p12", f"https://{remotes[0]}")
+PY
 }
 
 stop_server() {

@@ -74,6 +74,16 @@ class Daemons:
         self.helper = self.namespace.start("helper", *self._helper_argv())
         self.helper.wait_for_path(self.socket, timeout_s=READY_S)
 
+    def wait_undone(self) -> None:
+        """Wait until the helper has undone everything its journals name."""
+        journals = self.folder / "helper"
+        self.helper.wait_until(
+            lambda: None if any(journals.glob("pyvpn*.json")) else True,
+            watched=journals,
+            what="an empty journal",
+            timeout_s=READY_S,
+        )
+
     def undo(self) -> None:
         """What `./run.sh clean` does when everything was killed."""
         self.namespace.run(*self._helper_argv(), "--undo")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-IN_MODIFY, IN_MOVED_TO, IN_CREATE = 0x2, 0x80, 0x100  # linux/inotify.h
+IN_MODIFY, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x80, 0x100, 0x200  # linux/inotify.h
 STOP_TIMEOUT_S = 10.0  # vpnd and openconnect say good-bye to their peers first
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -102,10 +102,10 @@ def _poll(fds: Sequence[int], timeout_s: float) -> list[int]:
 
 @contextlib.contextmanager
 def _watch(path: Path) -> Iterator[int]:
-    """Yield an inotify descriptor: readable when a file grew or a folder got a new entry."""
+    """Yield an inotify descriptor: readable when a file grew or a folder changed."""
     fd = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        mask = IN_MODIFY | IN_MOVED_TO | IN_CREATE
+        mask = IN_MODIFY | IN_MOVED_TO | IN_CREATE | IN_DELETE
         if fd < 0 or _libc.inotify_add_watch(fd, os.fsencode(path), mask) < 0:
             raise OSError(ctypes.get_errno(), f"inotify on {path}")
         yield fd
