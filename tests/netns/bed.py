@@ -102,8 +102,7 @@ class Bed:
             f"route add default via {router4}",
             f"route add ::/0 via {router6}",
         )
-        for router in (router4, router6):
-            host.ping(router, count=1)  # the link has settled: its state is no longer changing
+        host.wait_link("uplink")
 
     def block_udp(self, port: int = PORT) -> None:
         """Let the internet drop UDP from and to a port, as some hotels do."""

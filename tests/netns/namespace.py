@@ -7,6 +7,7 @@ chroot; `nsenter --net=` changes the network and nothing else.
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.netns.process import BedError, Pid, Process
 ROOT = Path(__file__).resolve().parent.parent.parent
 NETNS = Path("/run/netns")  # where `ip netns` keeps its names
 RUN_TIMEOUT_S = 60.0
+LINK_UP_S = 5.0
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -127,6 +129,16 @@ class Namespace:
         if f" {count} received" not in said:
             raise BedError(f"{self.name} does not get all echoes of {address}: {said}")
         return said.rpartition(" = ")[2].split("/")[1]
+
+    def wait_link(self, link: str) -> None:
+        """Wait until the kernel calls a link UP, up to a second after it carries packets.
+
+        Asked again and again: `ip monitor` may subscribe just after the one event it is for.
+        """
+        deadline = time.monotonic() + LINK_UP_S
+        while "state UP" not in self.run("ip", "-o", "link", "show", link).stdout:
+            if time.monotonic() > deadline:
+                raise BedError(f"{self.name}: the link {link} does not come up")
 
     def nft(self, rules: str) -> None:
         """Run an nft script."""
