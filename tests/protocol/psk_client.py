@@ -106,8 +106,12 @@ class PskClient:
 
 
 def again(hello: bytes, number: int) -> bytes:
-    """Return a repeated ClientHello: the same message in a record with the next number."""
-    return hello[:5] + number.to_bytes(6, "big") + hello[11:]
+    """Return the `number`-th repetition of a ClientHello: the same message, another record.
+
+    The record numbers lie above those that the client itself goes on with, and inside the
+    replay window of the other end.
+    """
+    return hello[:5] + (30 + number).to_bytes(6, "big") + hello[11:]
 
 
 def handshake(client: PskClient, server: DtlsHandshake, *, now: float = 0.0) -> bytes:

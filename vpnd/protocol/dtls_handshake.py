@@ -18,6 +18,7 @@ from typing import Any
 from OpenSSL import SSL
 
 from vpnd.errors import RemoteProtocolError
+from vpnd.wire.dtls_hello import is_client_hello
 from vpnd.wire.dtls_record import SUITES, DirectionKeys, Suite
 
 HANDSHAKE_TIMEOUT = 12.0  # seconds; stock clients give up after as long
@@ -91,6 +92,14 @@ class DtlsContext:
         self._keys.pop(_address(connection._ssl), None)  # noqa: SLF001
 
 
+def _flight(connection: SSL.Connection) -> bytes:
+    """Return what OpenSSL wants to send, which fits one datagram; perhaps nothing."""
+    try:
+        return connection.bio_read(MAX_DATAGRAM)
+    except SSL.WantReadError:
+        return b""
+
+
 def _address(ssl: Any) -> int:
     return int(_ffi.cast("uintptr_t", ssl))
 
@@ -127,29 +136,30 @@ class DtlsHandshake:
         if connection is None:
             self._repeat_last_flight(now)
             return
+        if not datagram:  # the library takes no empty write
+            return
         connection.bio_write(datagram)
         try:
             connection.do_handshake()
         except SSL.WantReadError:
-            self._collect(connection)
+            flight = _flight(connection)
+            if not flight and is_client_hello(datagram):
+                flight = self._last_flight  # OpenSSL repeats by its own clock alone
+            self._answer(flight)
         except SSL.Error as exc:
             self.close()
             raise HandshakeFailed("DTLS handshake refused") from exc
         else:
-            self._collect(connection)
+            self._last_flight = _flight(connection)
+            self._out.append(self._last_flight)
             self._take_keys(connection)
 
-    def _collect(self, connection: SSL.Connection) -> None:
-        try:
-            flight = connection.bio_read(MAX_DATAGRAM)
-        except SSL.WantReadError:
-            return
-        self._answers += 1
-        if self._answers > MAX_ANSWERS:
-            self.close()
-            raise HandshakeFailed("client repeats its hello too often")
-        self._last_flight = flight
-        self._out.append(flight)
+    def _answer(self, flight: bytes) -> None:
+        """Send a flight to a client that has proved nothing: not often, then not at all."""
+        if flight and self._answers < MAX_ANSWERS:
+            self._answers += 1
+            self._last_flight = flight
+            self._out.append(flight)
 
     def _take_keys(self, connection: SSL.Connection) -> None:
         name = connection.get_cipher_name() or ""
