@@ -1,0 +1,163 @@
+"""The clocks of a session, driven by hand."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpnd.protocol.liveness import (
+    DEAD_AFTER,
+    PROBE_AFTER,
+    PROBE_INTERVAL,
+    PROBES,
+    Action,
+    Liveness,
+)
+
+T0 = 1000.0
+DPD = 30.0
+
+
+def actions(
+    clock: Liveness, start: float, end: float, *, dtls: bool
+) -> list[tuple[float, Action]]:
+    """Return what was due between two times, asked every half second as the worker does."""
+    found, now = [], start
+    while now <= end:
+        found += [(now, action) for action in clock.expire(now, dtls_active=dtls)]
+        now += 0.5
+    return found
+
+
+def test_a_silent_tls_channel_is_asked_and_then_dead() -> None:
+    """One DPD interval of silence is a question, three are an answer."""
+    clock = Liveness(T0, DPD)
+    found = actions(clock, T0, T0 + DEAD_AFTER * DPD, dtls=False)
+    assert found[0] == (T0 + DPD, Action.ASK_TLS)
+    assert found[-1] == (T0 + DEAD_AFTER * DPD, Action.PEER_DEAD)
+    asked = [at for at, action in found if action is Action.ASK_TLS]
+    assert all(b - a >= DPD / 2 for a, b in itertools.pairwise(asked))
+    assert len(asked) == 4
+
+
+def test_any_sign_of_life_on_either_channel_starts_over() -> None:
+    """A client that uses UDP alone must not lose its session for a quiet TCP connection."""
+    for channel in ("heard_tls", "heard_dtls"):
+        clock = Liveness(T0, DPD)
+        for step in range(1, 20):
+            assert clock.expire(T0 + step * (DPD - 1), dtls_active=False) == []
+            getattr(clock, channel)(T0 + step * (DPD - 1))
+
+
+def test_dpd_of_zero_never_asks_and_never_buries() -> None:
+    """An operator's 0 means off."""
+    assert actions(Liveness(T0, 0), T0, T0 + 500, dtls=False) == []
+
+
+def test_dtls_without_answers_is_probed_and_then_suspended() -> None:
+    """A firewall in mid-transfer: seconds, not minutes, until packets take the other way."""
+    clock = Liveness(T0, DPD)
+    clock.sent_dtls(T0)
+    found = actions(clock, T0, T0 + 10, dtls=True)
+    assert [action for _, action in found] == [Action.ASK_DTLS] * PROBES + [Action.SUSPEND_DTLS]
+    assert found[0][0] == T0 + PROBE_AFTER
+    assert found[-1][0] <= T0 + PROBE_AFTER + PROBES * PROBE_INTERVAL
+
+
+def test_an_answer_between_the_probes_keeps_dtls() -> None:
+    """One authentic record is enough, and the next silence is counted from its own start."""
+    clock = Liveness(T0, DPD)
+    clock.sent_dtls(T0)
+    assert actions(clock, T0, T0 + PROBE_AFTER + 1, dtls=True)
+    clock.heard_dtls(T0 + 3.2)
+    assert actions(clock, T0 + 3.5, T0 + 20, dtls=True) == []
+    clock.sent_dtls(T0 + 20)
+    assert actions(clock, T0 + 20, T0 + 20 + PROBE_AFTER - 0.5, dtls=True) == []
+    assert actions(clock, T0 + 22, T0 + 22, dtls=True) == [(T0 + 22, Action.ASK_DTLS)]
+
+
+def test_an_idle_dtls_channel_is_left_alone() -> None:
+    """Nothing sent means nothing to wait for: stock clients may be silent for long."""
+    clock = Liveness(T0, 0)
+    assert actions(clock, T0, T0 + 100, dtls=True) == []
+
+
+def test_sending_all_the_time_does_not_put_the_question_off() -> None:
+    """The wait counts from the first packet since the last answer."""
+    clock, now = Liveness(T0, DPD), T0
+    while now < T0 + PROBE_AFTER:
+        clock.sent_dtls(now)
+        assert clock.expire(now, dtls_active=True) == []
+        now += 0.1
+    assert clock.expire(T0 + PROBE_AFTER, dtls_active=True) == [Action.ASK_DTLS]
+
+
+def test_a_packet_over_tls_is_a_reason_to_ask_at_once_but_no_proof() -> None:
+    """Stock clients send over TLS whenever their UDP socket is full for a moment."""
+    clock = Liveness(T0, DPD)
+    clock.doubt_dtls(T0 + 5)
+    assert clock.expire(T0 + 5, dtls_active=True) == [Action.ASK_DTLS]
+    for step in range(1, 8):  # hints all the time do not start the count again
+        clock.doubt_dtls(T0 + 5 + step * PROBE_INTERVAL)
+        found = clock.expire(T0 + 5 + step * PROBE_INTERVAL, dtls_active=True)
+        if found == [Action.SUSPEND_DTLS]:
+            break
+    assert step == PROBES
+    clock = Liveness(T0, DPD)
+    clock.heard_dtls(T0 + 5)
+    clock.doubt_dtls(T0 + 5.1)
+    assert clock.expire(T0 + 5.2, dtls_active=True) == []
+
+
+def test_dtls_that_is_not_in_use_is_not_asked() -> None:
+    """After the fall-back the client's own record brings it back."""
+    clock = Liveness(T0, DPD)
+    clock.sent_dtls(T0)
+    assert actions(clock, T0, T0 + 20, dtls=False) == []
+
+
+def test_idle_time_counts_packets_and_not_probes() -> None:
+    """A DPD answer is life, but nobody is using the tunnel."""
+    clock = Liveness(T0, DPD, idle_timeout_s=60)
+    clock.data(T0 + 10)
+    clock.heard_tls(T0 + 60)
+    clock.heard_dtls(T0 + 60)
+    assert clock.expire(T0 + 69.9, dtls_active=False) == []
+    assert clock.expire(T0 + 70, dtls_active=False) == [Action.IDLE_TIMEOUT]
+
+
+def test_a_session_ends_when_its_time_is_over_whatever_it_does() -> None:
+    """Neither packets nor signs of life prolong it; nothing else is done in that moment."""
+    clock = Liveness(T0, DPD, session_ends_at=T0 + 40)
+    clock.data(T0 + 39)
+    clock.heard_tls(T0 + 39)
+    assert clock.expire(T0 + 39.9, dtls_active=True) == []
+    assert clock.expire(T0 + 40, dtls_active=True) == [Action.SESSION_TIMEOUT]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 40),
+            st.sampled_from(["heard_tls", "heard_dtls", "data", "sent_dtls", "doubt_dtls", ""]),
+            st.booleans(),
+        ),
+        max_size=60,
+    )
+)
+def test_a_peer_that_was_heard_within_three_intervals_is_never_dead(
+    steps: list[tuple[float, str, bool]],
+) -> None:
+    """Whatever the order of events, and no more than two questions in one look."""
+    clock, now, heard = Liveness(T0, DPD), T0, T0
+    for wait, call, dtls in steps:
+        now += wait
+        if call:
+            getattr(clock, call)(now)
+        if call.startswith("heard"):
+            heard = now
+        found = clock.expire(now, dtls_active=dtls)
+        assert (Action.PEER_DEAD in found) == (now - heard >= DEAD_AFTER * DPD)
+        assert len(found) <= 2
+        if Action.PEER_DEAD in found:
+            return
