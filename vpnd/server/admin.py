@@ -213,13 +213,15 @@ class Admin:
     async def add_client(
         self, user: str, name: str, serial: str, not_after: int, *, foreign: bool
     ) -> None:
-        if self._store.clients.get(user, name) is not None:
+        earlier = self._store.clients.get(user, name)
+        if earlier is not None and earlier.revoked_at is None:
             raise api.AlreadyExists(kind="client", name=name)
         if self._store.users.get(user) is None:
             self._store.users.put(contract.User(user))
-        self._store.clients.put(
-            contract.Client(user, name, serial, time.time(), float(not_after), foreign)
-        )
+        client = contract.Client(user, name, serial, time.time(), float(not_after), foreign)
+        # a revoked client may be made anew: the old serial number is then nobody's
+        revision = earlier.revision if earlier is not None else 0
+        self._store.clients.put(replace(client, revision=revision))
         log.event("client added", user=user, client=name)
 
     async def revoke_client(self, name: str, user: str | None) -> int:

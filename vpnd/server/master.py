@@ -146,6 +146,7 @@ class Master:
         systemd.stopping()
         log.event("vpnd is stopping")
         ipc.close()
+        await ipc.wait_closed()
         await self._worker.stop()
         for task in tasks:
             task.cancel()

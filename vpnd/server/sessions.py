@@ -18,7 +18,7 @@ from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError, VpnError
 from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
 from vpnd.store.contract import Session, Store
-from vpnd.store.leasing import take_lease, touch_lease
+from vpnd.store.leasing import KeysInUse, take_lease, touch_lease
 from vpnd.worker.control import OpenQuery, OpenReply, TunnelEnded
 
 EndTunnel = Callable[[int, str], None]
@@ -72,8 +72,10 @@ class Sessions:
         lease_key = (
             client_lease_key(login.user, login.client)
             if login.client is not None
-            else user_lease_key(login.user, self._leases_in_use())
+            else user_lease_key(login.user, KeysInUse(self._store.sessions))
         )
+        if login.client is not None:
+            self._forget_others(lease_key, "")
         cookie = new_cookie()
         self._store.sessions.put(
             Session(
@@ -91,9 +93,6 @@ class Sessions:
         )
         return cookie
 
-    def _leases_in_use(self) -> set[str]:
-        return {session.lease_key for session in self._store.sessions.all()}
-
     def open(self, query: OpenQuery, now: float) -> OpenReply:
         """Decide about a CONNECT.  A refusal says 401: log in again, or 503: try later."""
         session = self._store.sessions.by_cookie(cookie_hash(query.cookie))
@@ -107,7 +106,7 @@ class Sessions:
                 self._store.leases,
                 self._pool,
                 session.lease_key,
-                in_use=self._leases_in_use(),
+                in_use=KeysInUse(self._store.sessions),
                 now=now,
             )
             session = self._store.sessions.put(replace(session, disconnected_at=None))
@@ -127,13 +126,21 @@ class Sessions:
         return refusal or ""
 
     def _replace_others(self, session: Session) -> None:
-        """End what this tunnel takes the place of: one lease, one tunnel."""
+        """End what this tunnel takes the place of: one lease, one session, one tunnel."""
         for tunnel in list(self.live.values()):
             other = tunnel.session
             if other.id == session.id:
                 self._drop(tunnel, "the client connected again")
             elif other.lease_key == session.lease_key:
                 self._drop(tunnel, "the client logged in again")
+        if session.client is not None:
+            self._forget_others(session.lease_key, session.id)
+
+    def _forget_others(self, lease_key: str, session_id: str) -> None:
+        """Drop resumable sessions of the same device: their cookies would evict the new one."""
+        live = {tunnel.session.id for tunnel in self.live.values()}
+        for other in self._store.sessions.all():
+            if other.lease_key == lease_key and other.id not in live | {session_id}:
                 self._store.sessions.delete(other.id)
 
     def _drop(self, tunnel: LiveTunnel, reason: str) -> None:
