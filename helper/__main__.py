@@ -21,6 +21,7 @@ from helper.messages import BadFrame, FrameReader, Refused, decode, frame
 ADOPTION_S = 30.0  # how long a restarted helper keeps what nobody has claimed
 MAX_CONNECTIONS = 32  # in all; each holds at most one frame
 MAX_PER_UID = 16  # one user cannot keep the others out
+MAX_REASON = 1000  # of a refusal, which may quote the request
 READ_SIZE = 64 * 1024
 UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 WARNING, NOTICE, INFO = 4, 5, 6  # sd-daemon(3)
@@ -52,8 +53,9 @@ class Connection:
                 fields, fds = self.caller.handle(decode(payload))
                 answer: dict[str, object] = {"ok": fields}
             except TROUBLE as exc:
-                log(NOTICE, f"{self.name}: refused: {exc}")
-                answer = {"error": str(exc)}
+                reason = str(exc)[:MAX_REASON]
+                log(NOTICE, f"{self.name}: refused: {reason}")
+                answer = {"error": reason}
             self._send(frame(answer), fds)
         return bool(data)
 
@@ -92,9 +94,8 @@ class Server:
         for fd in ready:
             if fd in self._connections:
                 self._serve(fd)
-        for name in self._host.expired():
-            failures = self._host.undo(name)
-            log(NOTICE, f"{name}: nobody came back for it; {'; '.join(failures) or 'undone'}")
+        for line in self._host.expire():
+            log(NOTICE, f"nobody came back for {line}")
         if self._listener.fileno() in ready:
             self._accept()
 
@@ -143,22 +144,13 @@ def listen(path: Path) -> socket.socket:
     return new
 
 
-def undo_all(host: Host) -> int:
-    """Undo what the journals name, since nobody is left to ask for it; return the exit status."""
-    names = list(host.journals)
-    failures = [failure for name in names for failure in host.undo(name)]
-    for failure in failures:
-        log(WARNING, f"left behind: {failure}")
-    log(INFO, f"undone: {', '.join(names) or 'nothing was left'}")
-    return 1 if failures else 0
-
-
 def run(options: argparse.Namespace, adoption_s: float = ADOPTION_S) -> int:
     """Run the helper as `options` say; return its exit status."""
     try:
-        host = Host(JournalDirectory(options.run_dir), adoption_s)
+        host = Host(JournalDirectory(options.run_dir), 0.0 if options.undo else adoption_s)
         if options.undo:
-            return undo_all(host)
+            log(NOTICE, ", ".join(host.expire()) or "nothing was left behind")
+            return 1 if host.journals else 0
         policy.load(options.policy)  # a bad file must not wait for the first caller
         server = Server(listen(options.socket), host, options.policy)
     except (Refused, OSError) as exc:

@@ -45,10 +45,11 @@ class Host:
         deadline = min(self._keep_until.values(), default=None)
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-    def expired(self) -> list[str]:
-        """Return the interfaces that nobody claimed in time."""
+    def expire(self) -> list[str]:
+        """Undo the interfaces that nobody claimed in time; return a line for each."""
         now = time.monotonic()
-        return [name for name, deadline in self._keep_until.items() if deadline <= now]
+        due = [name for name, deadline in self._keep_until.items() if deadline <= now]
+        return ["; ".join(self.undo(name)) or f"{name}: undone" for name in due]
 
     def claim(self, interface: str, uid: int) -> bool:
         """Give `interface` to `uid`; return whether earlier state was adopted."""
@@ -66,20 +67,18 @@ class Host:
         """Return the journals of the other interfaces."""
         return [other for other in self.journals.values() if other is not journal]
 
+    def _release(self, journal: Journal) -> None:
+        forwarding.release(journal, self.others(journal), list(journal.claims))
+
     def undo(self, interface: str) -> list[str]:
         """Take back all that the journal names; return what could not be (it stays noted)."""
         journal, failures = self.journals.pop(interface), []
         self._keep_until.pop(interface, None)
         self._in_use.discard(interface)
-        others = list(self.journals.values())
-        for step in (
-            lambda j: forwarding.release(j, others, [*j.claims]),
-            firewall.undo,
-            link.undo,
-        ):
+        for step in (self._release, firewall.undo, link.undo):
             try:
                 step(journal)
-            except Exception as exc:  # even a mistake of ours must not keep the next step from it
+            except Exception as exc:  # whatever it is, the next step is still to be made
                 failures.append(f"{interface}: {exc}")
         if failures:
             self.directory.save(journal)

@@ -30,5 +30,5 @@ def apply(journal: Journal, directory: JournalDirectory) -> None:
 def undo(journal: Journal) -> None:
     """Take the rules that the journal names away, and their mention."""
     if journal.firewall:
-        BACKENDS[journal.firewall].remove(journal.interface)
+        BACKENDS[journal.firewall].apply(RuleSet(journal.interface))
     journal.firewall = journal.filter = None

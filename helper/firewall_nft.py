@@ -31,11 +31,9 @@ class Nftables:
 
     def apply(self, rules: RuleSet) -> None:
         """Put `rules` in force; raise Refused with nft's own words when the kernel refuses."""
-        _run(_emptied(rules.interface) + list(_table(rules)))
-
-    def remove(self, interface: str) -> None:
-        """Take the interface's table away; fine if there is none."""
-        _run(_emptied(interface))
+        table = {"table": {"family": "inet", "name": rules.interface}}
+        emptied = [{"add": table}, {"delete": table}]  # deleting alone fails where there is none
+        _run(emptied + (list(_table(rules)) if rules.filter or rules.guards else []))
 
 
 def _run(commands: list[Statement]) -> None:
@@ -55,11 +53,6 @@ def _run(commands: list[Statement]) -> None:
     except subprocess.CalledProcessError as exc:
         reason = (exc.stderr or exc.stdout or "no reason given").strip().partition("\n")[0]
         raise Refused(f"nft refused the rules: {reason}") from exc
-
-
-def _emptied(interface: str) -> list[Statement]:
-    table = {"table": {"family": "inet", "name": interface}}
-    return [{"add": table}, {"delete": table}]  # deleting alone fails where there is none
 
 
 def _table(rules: RuleSet) -> Iterable[Statement]:

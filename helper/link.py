@@ -1,6 +1,5 @@
 """Addresses, MTU and routes of one interface, brought to the wanted state over rtnetlink."""
 
-import errno
 import socket
 from ipaddress import ip_interface, ip_network
 from typing import Any
@@ -14,7 +13,7 @@ FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 MAIN_TABLE = 254
 RTPROT_STATIC = 4  # rtnetlink.h: ours on our interface; the kernel's own are 2
 RTN_UNICAST = 1
-IPV6_OFF = 'this host has IPv6 switched off: enable it, or set network.ipv6 = ""'
+IPV6_OFF = 'if this host has IPv6 switched off, enable it or set network.ipv6 = ""'
 
 
 def undo(journal: Journal) -> None:
@@ -46,9 +45,8 @@ def _set_addresses(netlink: Any, index: int, wanted: set[str]) -> None:
         try:
             netlink.addr(verb, prefixlen=address.network.prefixlen, **where)
         except NetlinkError as exc:
-            if address.version == 6 and exc.code in (errno.EACCES, errno.EOPNOTSUPP):
-                raise Refused(IPV6_OFF) from exc
-            raise Refused(f"address {text} cannot be given: {exc}") from exc
+            fix = IPV6_OFF if address.version == 6 else "see `ip address`"
+            raise Refused(f"address {text} cannot be given ({exc}): {fix}") from exc
 
 
 def _address(message: Any) -> str:

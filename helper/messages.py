@@ -53,7 +53,7 @@ def parse(kind: Callable[[str], Any], text: str) -> Any:
     except ValueError as exc:
         raise Refused(str(exc)) from exc
     if found.is_multicast or found.is_link_local or getattr(found, "scope_id", None):
-        raise Refused(f"{text}: multicast and link-local addresses are not possible here")
+        raise Refused(f"{text!r}: multicast and link-local addresses are not possible here")
     return found
 
 

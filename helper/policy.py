@@ -1,7 +1,7 @@
 """Who may ask for what: /etc/pyvpn/helper.toml, one table for each calling user.
 
 A file replaces the built-in policy whole, and what a table leaves out is not allowed.  It is read
-again at every Hello.  A refusal names the line to change.
+again at every new connection.  A refusal names the line to change.
 """
 
 import os
@@ -142,7 +142,8 @@ def load(path: Path) -> dict[str, Rights]:
     if status.st_uid or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         fix = f"chown root:root {path}; chmod 0644 {path}"
         raise Refused(f"{path}: must be root's and writable by root only: {fix}")
-    if policy or not all(isinstance(table, dict) for table in getattr(users, "values", list)()):
+    tables = list(users.values()) if isinstance(users, dict) else [users]
+    if policy or not all(isinstance(table, dict) for table in tables):
         raise Refused(f"{path}: only tables [user.NAME] belong here")
     return {user: _rights(path, user, text, table) for user, table in users.items()}
 

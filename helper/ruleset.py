@@ -24,12 +24,12 @@ class RuleSet:
     """
 
     interface: str
-    filter: SetFirewall | None
-    guards: tuple[Guard, ...]
+    filter: SetFirewall | None = None
+    guards: tuple[Guard, ...] = ()
 
 
 class Backend(Protocol):
-    """One way of putting a RuleSet into the kernel, by a short-lived child process."""
+    """One way of putting rules into the kernel, by a short-lived child process."""
 
     name: str
 
@@ -37,7 +37,7 @@ class Backend(Protocol):
         """Return what must be done before this backend can be used, or None."""
 
     def apply(self, rules: RuleSet) -> None:
-        """Put `rules` in force, all at once, in place of the interface's earlier ones."""
+        """Put `rules` in force, all at once, in place of the interface's earlier ones, if any.
 
-    def remove(self, interface: str) -> None:
-        """Take the interface's rules away; fine if there are none."""
+        With neither filter nor guards nothing of the interface is left.
+        """

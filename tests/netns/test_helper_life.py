@@ -202,7 +202,7 @@ def test_sigterm_keeps_and_the_undo_option_takes_away(host: HelperHost) -> None:
         during = snapshot(host.host)
         assert host.stop() == 0
         assert differences(during, snapshot(host.host)) == []
-        assert "undone: pyvpn0" in host.undo()
+        assert "pyvpn0: undone" in host.undo()
         client.close()
         close(fds)
         assert "nothing was left" in host.undo()

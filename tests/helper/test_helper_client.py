@@ -1,0 +1,160 @@
+"""vpnd's end of the connection, against a helper that is a few lines of this file."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helper.messages import FrameReader, decode, frame
+from vpnd.errors import HelperError
+from vpnd.host.helper_client import HelperClient
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the client talks to root alone")
+FDS = Path("/proc/self/fd")
+HELLO = frame({"ok": {"protocol": 1, "adopted": False, "firewall_backends": ["nftables"]}})
+
+
+async def refusal(path: Path) -> str:
+    with pytest.raises(HelperError) as info:
+        await HelperClient.connect(str(path), "pyvpn0", timeout_s=0.2)
+    return str(info.value)
+
+
+def test_no_helper_is_explained(tmp_path: Path) -> None:
+    """The operator's first mistake: nothing listens, or nothing ever did."""
+    path = tmp_path / "helper.sock"
+    says = asyncio.run(refusal(path))
+    assert says.startswith(f"{path}: helper not running; start pyvpn-helper (")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    assert asyncio.run(refusal(path)) == says
+
+
+@needs_root
+def test_a_helper_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    """vpnd must not hang at its start."""
+    path = tmp_path / "helper.sock"
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen()
+        assert "no answer within 0.2 s" in asyncio.run(refusal(path))
+
+
+@needs_root
+def test_a_listener_that_is_not_root_is_refused(tmp_path: Path) -> None:
+    """A stranger's helper would hand us a stranger's interface."""
+    path = tmp_path / "helper.sock"
+    with socket.socket(socket.AF_UNIX) as stranger:
+        os.seteuid(65534)
+        try:
+            stranger.bind("\0" + str(path))
+            stranger.listen()
+        finally:
+            os.seteuid(0)
+        says = asyncio.run(refusal(Path("\0" + str(path))))
+    assert "user id 65534 listens there, not root" in says
+
+
+def served(path: Path, serve: Callable[[socket.socket], None]) -> asyncio.Task[None]:
+    """Let `serve` have the one connection that comes, in a thread."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def run() -> None:
+        with listener:
+            sock, _ = listener.accept()
+        with sock:
+            serve(sock)
+
+    return asyncio.create_task(asyncio.to_thread(run))
+
+
+@needs_root
+def test_a_cancelled_request_does_not_shift_the_answers(tmp_path: Path) -> None:
+    """Else the next caller would get the descriptors of the one that gave up."""
+
+    def serve(sock: socket.socket) -> None:
+        reader = FrameReader()
+        while data := sock.recv(4096):
+            for payload in reader.receive(data):
+                kind = type(decode(payload)).__name__
+                if kind == "Hello":
+                    sock.sendall(HELLO)
+                elif kind == "SetFirewall":  # answered together with the one before it
+                    socket.send_fds(sock, [frame({"ok": {"index": 1}})], [0, 0])
+                    sock.sendall(frame({"ok": {"backend": "nftables"}}))
+
+    async def scenario() -> None:
+        path = tmp_path / "helper.sock"
+        task = served(path, serve)
+        client = await HelperClient.connect(str(path), "pyvpn0")
+        opening = asyncio.create_task(client.open_tun(queues=2, tx_queue_len=500))
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        before = len(list(FDS.iterdir()))
+        backend = await client.set_firewall(
+            networks=[], masquerade=False, clamp_mss=False, client_to_client=False
+        )
+        assert backend == "nftables"
+        assert len(list(FDS.iterdir())) == before
+        client.close()
+        await task
+
+    asyncio.run(scenario())
+
+
+@needs_root
+def test_an_answer_in_pieces_keeps_its_descriptors(tmp_path: Path) -> None:
+    """Descriptors come with the first byte, the answer's end may come later."""
+    read_end, write_end = os.pipe()
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(4096)
+        sock.sendall(HELLO)
+        sock.recv(4096)
+        answer = frame({"ok": {"index": 1}})
+        socket.send_fds(sock, [answer[:3]], [read_end])
+        for at in range(3, len(answer)):
+            sock.sendall(answer[at : at + 1])
+
+    async def scenario() -> None:
+        task = served(tmp_path / "helper.sock", serve)
+        client = await HelperClient.connect(str(tmp_path / "helper.sock"), "pyvpn0")
+        (fd,) = await client.open_tun(queues=1, tx_queue_len=500)
+        assert os.fstat(fd).st_ino == os.fstat(read_end).st_ino
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+        await client.wait_closed()  # the helper went away
+        with pytest.raises(HelperError, match="the helper is gone"):
+            await client.undo()
+        await task
+
+    asyncio.run(scenario())
+    os.close(read_end)
+    os.close(write_end)
+
+
+@needs_root
+def test_a_helper_that_dies_while_asked_is_an_error(tmp_path: Path) -> None:
+    """Nobody waits for an answer that cannot come."""
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(4096)
+        sock.sendall(HELLO)
+        sock.recv(4096)
+
+    async def scenario() -> None:
+        task = served(tmp_path / "helper.sock", serve)
+        client = await HelperClient.connect(str(tmp_path / "helper.sock"), "pyvpn0")
+        with pytest.raises(HelperError, match="the helper is gone; start pyvpn-helper"):
+            await client.undo()
+        await client.wait_closed()
+        await task
+
+    asyncio.run(scenario())
