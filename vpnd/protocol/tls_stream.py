@@ -75,8 +75,9 @@ def server_context(
         context.set_cipher_list(b"ECDHE+AESGCM:ECDHE+CHACHA20")
     if chacha_first and hasattr(context, "set_tls13_ciphersuites"):
         context.set_tls13_ciphersuites(_CHACHA_FIRST)
-    _load(context.use_certificate_chain_file, certificate, "certificate")
+    # the key first: in the other order a wrong pair looks like a key that cannot be read
     _load(context.use_privatekey_file, key, "private key")
+    _load(context.use_certificate_chain_file, certificate, "certificate")
     _load(context.load_verify_locations, client_ca, "CA certificates")
     _load(context.load_client_ca, client_ca, "CA certificates")
     try:
