@@ -376,17 +376,21 @@ run_tests() {
     if (($#)); then
         exec .venv/bin/python -m pytest "${unprivileged[@]}" "$@"
     fi
-    announce .venv "newest libraries"
-    .venv/bin/python -m pytest "${unprivileged[@]}"
-    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then
-        say "not tested: Debian 13's libraries, which have no packages for $("$PYTHON" -V)"
-        return
+    local newest=0 debian13=0
+    announce .venv "the newest libraries"
+    .venv/bin/python -m pytest "${unprivileged[@]}" || newest=$?
+    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
+        say "not tested: Debian 13's libraries, of which there are no packages for $("$PYTHON" -V)"
+        return "$newest"
     fi
     locked make_venv "$HERE/.venv-debian13" test --only-binary=cryptography,numpy \
         --constraint "$HERE/tests/constraints-debian13.txt" ||
         die "pip could not install Debian 13's libraries: read $HERE/.venv-debian13/pip.log"
     announce .venv-debian13 "the libraries of Debian 13"
-    .venv-debian13/bin/python -m pytest "${unprivileged[@]}" --ignore=tests/test_linters.py
+    .venv-debian13/bin/python -m pytest "${unprivileged[@]}" --ignore=tests/test_linters.py ||
+        debian13=$?
+    ((newest == 0)) || say "tests failed with the newest libraries: see further up"
+    return $((newest ? newest : debian13))
 }
 
 announce() { # VENV WHAT
