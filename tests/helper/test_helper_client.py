@@ -13,8 +13,11 @@ from vpnd.errors import HelperError
 from vpnd.host.helper_client import HelperClient
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the client talks to root alone")
-FDS = Path("/proc/self/fd")
 HELLO = frame({"ok": {"protocol": 1, "adopted": False, "firewall_backends": ["nftables"]}})
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def refusal(path: Path) -> str:
@@ -97,12 +100,12 @@ def test_a_cancelled_request_does_not_shift_the_answers(tmp_path: Path) -> None:
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        before = len(list(FDS.iterdir()))
+        before = descriptors()
         backend = await client.set_firewall(
             networks=[], masquerade=False, clamp_mss=False, client_to_client=False
         )
         assert backend == "nftables"
-        assert len(list(FDS.iterdir())) == before
+        assert descriptors() == before
         client.close()
         await task
 

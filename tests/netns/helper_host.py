@@ -17,12 +17,25 @@ from tests.netns.teardown import TEST_BEDS, take_down
 from vpnd.host.helper_client import HelperClient
 
 SOURCE = """
-import sys
+import itertools, os, signal, sys
 from argparse import Namespace
 from pathlib import Path
-from helper import forwarding
+from helper import firewall_nft, forwarding, journal, link, sysctl
 from helper.__main__ import run
 folder, adoption_s, forwarding.FORCE = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+effects = itertools.count(1)
+
+def dying(effect):
+    def wrapped(*arguments):
+        if next(effects) == int(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return effect(*arguments)
+    return wrapped
+
+sysctl.write, firewall_nft._run = dying(sysctl.write), dying(firewall_nft._run)
+journal.JournalDirectory.save = dying(journal.JournalDirectory.save)
+journal.JournalDirectory.remove = dying(journal.JournalDirectory.remove)
+link.undo, link.set_link = dying(link.undo), dying(link.set_link)
 sys.exit(run(Namespace(
     socket=folder / "helper.sock", run_dir=folder / "run", policy=folder / "helper.toml",
     undo=False), adoption_s))
@@ -87,9 +100,14 @@ class HelperHost:
                 process.kill()
         take_down(self.folder)
 
-    def start(self, *, adoption_s: float = 30.0, force: str = "force_forwarding") -> None:
-        """Start the helper; `force` names IPv6's per-link switch, "none" plays an old kernel."""
-        arguments = (str(self.folder), str(adoption_s), force)
+    def start(
+        self, *, adoption_s: float = 30.0, force: str = "force_forwarding", dies_at: int = 0
+    ) -> None:
+        """Start the helper, to be killed before the effect numbered `dies_at`, if any.
+
+        `force` names IPv6's per-link switch, "none" plays an old kernel.
+        """
+        arguments = (str(self.folder), str(adoption_s), force, str(dies_at))
         self.helper = self.host.start("helper", sys.executable, "-P", "-c", SOURCE, *arguments)
         self.helper.wait_for("ready on")
 

@@ -211,6 +211,37 @@ def test_sigterm_keeps_and_the_undo_option_takes_away(host: HelperHost) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.timeout(300)  # some thirty helpers
+def test_a_kill_at_any_moment_leaves_nothing(host: HelperHost) -> None:
+    """Every change is in the journal before it is made, and undoing can be begun again."""
+
+    async def attempt() -> bool:
+        """Set up and undo; return whether the helper was killed on the way."""
+        fds: list[int] = []
+        client = await host.connect()
+        try:
+            fds = await host.set_up(client)
+            await client.undo()
+        except HelperError:
+            return True
+        finally:
+            close(fds)
+            client.close()
+        return False
+
+    before = snapshot(host.host)
+    for dies_at in itertools.count(1):
+        host.start(dies_at=dies_at)
+        killed = asyncio.run(attempt())
+        if not killed:
+            break
+        host.helper.wait()
+        host.undo()
+        assert differences(before, snapshot(host.host)) == [], f"killed before effect {dies_at}"
+        assert host.journals() == []
+    assert dies_at > 15
+
+
 def test_two_tunnels_share_what_both_need(host: HelperHost) -> None:
     """The first to go must not switch forwarding off under the other; the last one must."""
 

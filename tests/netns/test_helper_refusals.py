@@ -177,6 +177,33 @@ def test_another_user_cannot_attach_a_queue(host: HelperHost) -> None:
         device.chmod(mode)
 
 
+ROGUE = """
+from helper import messages, tun
+opened = []
+real = tun._open_device
+
+def with_company():
+    if len(opened) == 1:
+        opened.append(real())
+        tun._attach(opened[-1], "pyvpn5", first=False)
+    opened.append(real())
+    return opened[-1]
+
+tun._open_device = with_company
+try:
+    tun.open_queues("pyvpn5", messages.OpenTun(2, 500))
+except messages.Refused as exc:
+    print(exc)
+"""
+
+
+def test_a_queue_that_joined_before_the_owner_was_set_is_found(host: HelperHost) -> None:
+    """Between making the interface and owning it anybody can attach; the count tells."""
+    done = host.host.run(sys.executable, "-P", "-c", ROGUE)
+    assert done.stdout.startswith("somebody else joined pyvpn5 while it was made")
+    assert "pyvpn5" not in host.host.run("ip", "link").stdout
+
+
 def test_an_interface_of_somebody_else_is_left_alone(host: HelperHost) -> None:
     """What we did not make we neither join nor remove."""
 
