@@ -99,7 +99,8 @@ class UdpSocket:
                 segment = _INT.unpack_from(data)[0]
             elif kind in (IP_PKTINFO, socket.IPV6_PKTINFO):
                 ancillary = self._answer_from(level, kind, data)
-        return Train(self._view[:size], segment or size, address[:2], ancillary)
+        # at least 1: an empty datagram has no length to step by
+        return Train(self._view[:size], segment or size or 1, address[:2], ancillary)
 
     def _answer_from(self, level: int, kind: int, data: bytes) -> Ancillary:
         """Return the control message that makes an answer leave from where `data` arrived."""
@@ -137,11 +138,28 @@ class UdpSocket:
                 self.socket.sendmsg([piece], extra, 0, address)
             except OSError as exc:
                 if exc.errno in _GSO_REFUSED:
-                    self.gso = False
-                    self.gso_reason = f"the kernel refused a train ({exc.strerror})"
-                    return self._send_each(data[at:], size, address, ancillary)
+                    return self._without_gso(exc, data[at:], size, address, ancillary)
                 return _classify(exc)
         return Sent.OK
+
+    def _without_gso(
+        self,
+        refusal: OSError,
+        data: memoryview,
+        size: int,
+        address: tuple[str, int],
+        ancillary: Ancillary,
+    ) -> Sent:
+        """Send a refused train one by one, and do so ever after.
+
+        Unless the datagrams are too big for this one path: Linux before 6.14 says EINVAL
+        to that too, and other clients must not pay for it.
+        """
+        result = self._send_each(data, size, address, ancillary)
+        if result is not Sent.TOO_BIG:
+            self.gso = False
+            self.gso_reason = f"the kernel refused a train ({refusal.strerror})"
+        return result
 
     def _send_each(
         self, data: memoryview, size: int, address: tuple[str, int], ancillary: Ancillary
