@@ -173,6 +173,11 @@ class TlsStream:
         except SSL.Error as exc:
             raise TlsFailed(self._note.text or _reason(exc)) from exc
 
+    @property
+    def certificate_refused(self) -> bool:
+        """The handshake failed because of the client's certificate."""
+        return bool(self._note.text)
+
     def send(self, plaintext: bytes | memoryview) -> None:
         """Seal `plaintext`; at most 16 KiB go into one record."""
         self._connection.sendall(plaintext)

@@ -85,6 +85,8 @@ class Datagrams:
         """Take one datagram from an address that has no channel; it is only borrowed."""
         if datagram and datagram[0] == APPLICATION_DATA:
             self._rebind(udp, train, datagram)
+        elif train.address not in self._pending and self._tunnel_of(datagram) is None:
+            self._drops.add(counters.UNKNOWN_SOURCE)  # junk never takes a place in the line
         elif len(self._waiting) >= WAITING_STEPS:
             self._drops.add(counters.HANDSHAKE_LIMIT)
         else:
@@ -110,23 +112,21 @@ class Datagrams:
         else:
             self._drops.add(counters.UNKNOWN_SOURCE)
 
-    @staticmethod
-    def _is_new(pending: _Pending | None, datagram: memoryview) -> bool:
+    def _is_new(self, pending: _Pending | None, datagram: memoryview) -> bool:
         """A repeated ClientHello belongs to the handshake it began."""
-        if pending is None:
-            return True
+        return pending is None or self._tunnel_of(datagram) not in {None, pending.tunnel}
+
+    def _tunnel_of(self, datagram: memoryview) -> Tunnel | None:
+        """Return the tunnel that a ClientHello names, None for anything else."""
+        if not is_client_hello(datagram):
+            return None
         try:
-            return peek_client_hello(datagram).app_id != pending.tunnel.app_id
+            return self._by_app_id.get(peek_client_hello(datagram).app_id)
         except Malformed:
-            return False
+            return None
 
     def _hello(self, udp: UdpSocket, train: Train, datagram: memoryview) -> None:
-        try:
-            hello = peek_client_hello(datagram)
-        except Malformed:
-            self._drops.add(counters.UNKNOWN_SOURCE)
-            return
-        tunnel = self._by_app_id.get(hello.app_id)
+        tunnel = self._tunnel_of(datagram)
         if tunnel is None or self._context is None:
             self._drops.add(counters.UNKNOWN_SOURCE)
             return

@@ -5,6 +5,7 @@ the master, keeps the limits, and decides nothing itself.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -96,6 +97,10 @@ class TunnelHost(Protocol):
         self, channel: "ClientConnection", query: TunnelRequested, reply: OpenReply
     ) -> Tunnel:
         """Set up the tunnel, and answer the CONNECT on the channel."""
+        ...
+
+    def give_back(self, reply: OpenReply, reason: str) -> None:
+        """Tell the master that a tunnel it granted was never opened."""
         ...
 
     def close_tunnel(self, tunnel: Tunnel, reason: str, *, final: bool) -> None:
@@ -269,13 +274,13 @@ class ClientConnection(asyncio.Protocol):
         )
         if not isinstance(reply, OpenReply):
             return
+        if self._gone:  # the client left while we asked
+            self._host.give_back(reply, "connection lost")
+            return
         if reply.refused:
             self.channel.tunnel_refused(reply.refused, reply.reason)
             return
         self._tunnel = self._host.open_tunnel(self, event, reply)
-        if self._gone:  # the client left while we asked
-            self._end_tunnel("connection lost", temporary=True)
-            return
         if self._deadline is not None:
             self._deadline.cancel()
         self._pending = False
@@ -369,8 +374,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _log_failure(self, what: str, exc: Exception) -> None:
         tunnel = self._tunnel
-        log.warning(
+        # scanners and browsers fail here all day: a certificate or a session makes it news
+        news = tunnel is not None or self.tls.certificate_refused
+        log.event(
             what,
+            level=logging.WARNING if news else logging.DEBUG,
             user=tunnel.user if tunnel else "",
             session=tunnel.session if tunnel else "",
             address=self.outer,

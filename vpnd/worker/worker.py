@@ -185,6 +185,11 @@ class Worker:
         )
         return tunnel
 
+    def give_back(self, reply: OpenReply, reason: str) -> None:
+        """Tell the master that a tunnel it granted was never opened."""
+        if not reply.refused:
+            self.control.send(TunnelEnded(reply.tunnel, reply.session, reason, final=False))
+
     def close_tunnel(self, tunnel: Tunnel, reason: str, *, final: bool) -> None:
         """Forget the tunnel and tell the master."""
         if self._tunnels.pop(tunnel.number, None) is None:
