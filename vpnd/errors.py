@@ -1,14 +1,16 @@
 """The exceptions of pyvpn.  Their text is for operators: where it went wrong and what to do.
 
-    VpnError
-      ConfigError            what the operator wrote; exit status 2
-      HelperError            the privileged helper is absent, or refused
-      StoreError             the database cannot be read or written
-      AuthError              a login that cannot be carried out
-      ProtocolError
-        LocalProtocolError   we broke the protocol: a bug
-        RemoteProtocolError  the peer broke the protocol
-          Malformed          bytes that are not what they must be; all that wire/ raises
+| class | what it says |
+|---|---|
+| VpnError | anything expected, explained in one sentence |
+| ConfigError | what the operator wrote; exit status 2 |
+| HelperError | the privileged helper is absent, or refused |
+| StoreError | the database cannot be read or written |
+| AuthError | a login that cannot be carried out |
+| ProtocolError | somebody broke the protocol |
+| LocalProtocolError | it was us: a bug |
+| RemoteProtocolError | it was the peer |
+| Malformed | bytes that are not what they must be; all that wire/ raises |
 """
 
 
