@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.dataplane.narrow_link import NarrowLink
 from vpnd.dataplane.udp_socket import MAX_SEGMENTS, MAX_TRAIN, Sent, Train, UdpSocket
 
 SO_NO_CHECK = 11  # asm-generic/socket.h; the kernel makes no train without checksums
@@ -122,31 +123,9 @@ def test_a_kernel_that_refuses_trains_gets_single_datagrams(udp: Open) -> None:
     trains(receiver, len(data))
 
 
-class _SmallLink:
-    """A socket on a link that carries 1000 bytes; kernels before 6.14 say EINVAL to a train."""
-
-    family = socket.AF_INET
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-
-    def setsockopt(self, *_: object) -> None: ...
-
-    def setblocking(self, flag: bool) -> None: ...
-
-    def sendmsg(self, pieces: list[memoryview], ancillary: list[object], *_: object) -> int:
-        data = b"".join(pieces)
-        if ancillary and len(data) > 1000:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        if len(data) > 1000:
-            raise OSError(errno.EMSGSIZE, "Message too long")
-        self.sent.append(data)
-        return len(data)
-
-
 def test_one_narrow_path_does_not_switch_trains_off_for_all() -> None:
     """Older kernels do not tell "too big for this link" from "no trains here"."""
-    narrow = UdpSocket(_SmallLink())  # type: ignore[arg-type]
+    narrow = UdpSocket(NarrowLink())  # type: ignore[arg-type]
     target = ("192.0.2.1", 9)
     assert narrow.send_train(memoryview(bytes(6000)), 1200, target, []) is Sent.TOO_BIG
     assert narrow.gso
@@ -206,7 +185,7 @@ def test_refusals_of_the_kernel_are_told_apart(udp: Open) -> None:
     assert sender.send(b"x", ("255.255.255.255", 9), []) is Sent.FAILED
     full = OSError(errno.ENOBUFS, "No buffer space available")
 
-    class Full(_SmallLink):
+    class Full(NarrowLink):
         def sendmsg(self, *_: object) -> int:  # type: ignore[override]
             raise full
 

@@ -15,7 +15,7 @@ from vpnd.dataplane.counters import Drops
 from vpnd.dataplane.peer import DtlsPath, Peer, PeerTable
 from vpnd.dataplane.tun_queue import TunQueue
 from vpnd.dataplane.udp_socket import Sent
-from vpnd.errors import LocalProtocolError, Malformed
+from vpnd.errors import LocalProtocolError, Malformed, ProtocolError
 from vpnd.wire import cstp, ip, virtio
 from vpnd.wire.dtls_record import MAX_OVERHEAD
 from vpnd.wire.segment import segment, segment_room
@@ -65,7 +65,7 @@ class Outbound:
         try:
             if path is None or not self._send_dtls(peer, path, frame, now):
                 self._send_tls(peer, frame, now)
-        except Malformed:
+        except ProtocolError:  # malformed, or larger than any record: an MTU set by hand
             peer.drops.add(counters.TUN_MALFORMED)
 
     def _send_dtls(self, peer: Peer, path: DtlsPath, frame: memoryview, now: float) -> bool:
