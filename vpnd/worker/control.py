@@ -9,6 +9,7 @@ File descriptors travel once, beside the first message.
 
 import asyncio
 import json
+import math
 import struct
 import types
 import typing
@@ -261,6 +262,8 @@ def _build(kind: Any, value: Any) -> Any:
 def _expect(kind: type, value: object) -> None:
     if type(value) is not kind:
         raise TypeError(f"{kind.__name__} expected")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number that compares with nothing")
 
 
 class PeerGone(VpnError):
