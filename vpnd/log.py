@@ -77,6 +77,12 @@ def event(text: str, /, *, level: int = logging.INFO, **values: object) -> None:
     _logger.log(level, "%s", f"{text}: {shown}" if shown else text)
 
 
+def endpoint(address: tuple[str, int]) -> str:
+    """Return a socket address as people write it: 192.0.2.7:443 or [2001:db8::7]:443."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def warning(text: str, /, **values: object) -> None:
     """Log an event that somebody should look at."""
     event(text, level=logging.WARNING, **values)

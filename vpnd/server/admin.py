@@ -80,10 +80,7 @@ class Admin:
             uptime_s=int(time.time() - self._started_at),
             interface=self._config.network.interface,
             addresses=self._network.addresses,
-            listen=[
-                f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                for host, port in self._network.listen
-            ],
+            listen=[log.endpoint(address) for address in self._network.listen],
             firewall_backend=self._network.firewall_backend,
             offloads=self._offloads(living),
             workers=int(self._worker.is_ready),

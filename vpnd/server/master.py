@@ -124,7 +124,7 @@ class Master:
         ready = asyncio.create_task(self._worker.wait_ready())
         await asyncio.wait({stopped, ready, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done() and ready.result():
-            listen = " ".join(f"{host}:{port}" for host, port in self._network.listen)
+            listen = " ".join(map(log.endpoint, self._network.listen))
             log.event(
                 "vpnd is ready",
                 version=__version__,

@@ -168,7 +168,7 @@ class Datagrams:
             "DTLS channel ready",
             user=tunnel.user,
             session=tunnel.session,
-            address=f"{address[0]}:{address[1]}",
+            address=log.endpoint(address),
             cipher=path.sealer.suite.name,
         )
 
@@ -247,7 +247,7 @@ class Datagrams:
                 "client moved",
                 user=tunnel.user,
                 session=tunnel.session,
-                address=f"{train.address[0]}:{train.address[1]}",
+                address=log.endpoint(train.address),
             )
             return
         self._drops.add(counters.UNKNOWN_SOURCE)

@@ -336,8 +336,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def outer(self) -> str:
-        host, port = self.address
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return log.endpoint(self.address)
 
     @property
     def _gone(self) -> bool:

@@ -277,11 +277,10 @@ class Worker:
     def _tunnel_status(self, tunnel: Tunnel) -> TunnelStatus:
         peer, tls = tunnel.peer, tunnel.channel.tls
         path = peer.dtls if peer.dtls_active else None
-        host, port = path.address if path else tunnel.channel.address
         started = path.started_at if path else tunnel.opened_at
         return TunnelStatus(
             tunnel=tunnel.number,
-            outer=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            outer=log.endpoint(path.address if path else tunnel.channel.address),
             channel="DTLS" if path else "TLS",
             cipher=path.sealer.suite.name if path else tls.cipher,
             tls_version=tls.version,
