@@ -43,3 +43,12 @@ def test_a_jump_far_ahead_forgets_nothing_that_is_still_inside() -> None:
         assert not window.accept(5)
         assert window.accept(5 + leap - 1)
         assert not window.accept(5 + leap)
+
+
+def test_the_newest_number_is_told() -> None:
+    """Who moved is judged by the newest record alone."""
+    window = ReplayWindow()
+    assert window.newest == -1
+    for number, newest in ((5, 5), (3, 5), (9, 9)):
+        window.accept(number)
+        assert window.newest == newest

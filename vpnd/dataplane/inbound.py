@@ -83,6 +83,10 @@ class Inbound:
 
     def _strays(self, udp: UdpSocket, train: Train) -> None:
         for at in range(0, len(train.data), train.size):
+            if train.address in self._peers.outer:  # the one before has shown whose they are
+                left = -(-(len(train.data) - at) // train.size)
+                self._drops.add(counters.UNKNOWN_SOURCE, left)
+                return
             self._on_stray(udp, train, train.data[at : at + train.size])
 
     def _open(

@@ -128,7 +128,10 @@ class PeerTable:
         self.drop_path(peer)
 
     def set_path(self, path: DtlsPath) -> None:
-        """Make `path` its peer's only DTLS channel."""
+        """Make `path` its peer's only DTLS channel, and the only one of its address."""
+        displaced = self.outer.get(path.address)
+        if displaced is not None:  # a NAT has given the port to another client
+            self.drop_path(displaced.peer)
         self.drop_path(path.peer)
         path.peer.dtls = path
         self.outer[path.address] = path

@@ -18,6 +18,11 @@ class ReplayWindow:
         self._top = -1
         self._seen = 0
 
+    @property
+    def newest(self) -> int:
+        """The highest number accepted so far, -1 before the first."""
+        return self._top
+
     def accept(self, seq: int) -> bool:
         """Return False for a duplicate or a number older than the window."""
         ahead = seq - self._top

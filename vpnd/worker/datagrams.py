@@ -37,6 +37,8 @@ class _Pending:
     """A handshake that has not completed."""
 
     tunnel: Tunnel
+    random: bytes
+    """The client's, from its hello: a repeated hello has the same."""
     handshake: DtlsHandshake
     udp: UdpSocket
     ancillary: Ancillary
@@ -85,15 +87,22 @@ class Datagrams:
         """Take one datagram from an address that has no channel; it is only borrowed."""
         if datagram and datagram[0] == APPLICATION_DATA:
             self._rebind(udp, train, datagram)
-        elif train.address not in self._pending and self._tunnel_of(datagram) is None:
-            self._drops.add(counters.UNKNOWN_SOURCE)  # junk never takes a place in the line
-        elif len(self._waiting) >= WAITING_STEPS:
-            self._drops.add(counters.HANDSHAKE_LIMIT)
+        elif train.address in self._pending or self._tunnel_of(datagram) is not None:
+            self._put_off(udp, train.address, train.ancillary, bytes(datagram))
         else:
-            copy = memoryview(bytes(datagram))
-            if not self._waiting:
-                self._call_soon(self._take_turn)
-            self._waiting.append((udp, Train(copy, len(copy), train.address, train.ancillary)))
+            self._drops.add(counters.UNKNOWN_SOURCE)  # junk never takes a place in the line
+
+    def _put_off(
+        self, udp: UdpSocket, address: Address, ancillary: Ancillary, datagram: bytes
+    ) -> None:
+        """Let a handshake's datagram wait until the data of this wake-up is through."""
+        if len(self._waiting) >= WAITING_STEPS:
+            self._drops.add(counters.HANDSHAKE_LIMIT)
+            return
+        if not self._waiting:
+            self._call_soon(self._take_turn)
+        train = Train(memoryview(datagram), len(datagram), address, ancillary)
+        self._waiting.append((udp, train))
 
     def _take_turn(self) -> None:
         for _ in range(min(STEPS_PER_TURN, len(self._waiting))):
@@ -114,9 +123,14 @@ class Datagrams:
 
     def _is_new(self, pending: _Pending | None, datagram: memoryview) -> bool:
         """A repeated ClientHello belongs to the handshake it began."""
-        return pending is None or self._tunnel_of(datagram) not in {None, pending.tunnel}
+        if pending is None:
+            return True
+        tunnel = self._tunnel_of(datagram)
+        if tunnel is pending.tunnel:  # the same client, perhaps in a new attempt
+            return peek_client_hello(datagram).random != pending.random
+        return tunnel is not None
 
-    def _tunnel_of(self, datagram: memoryview) -> Tunnel | None:
+    def _tunnel_of(self, datagram: bytes | memoryview) -> Tunnel | None:
         """Return the tunnel that a ClientHello names, None for anything else."""
         if not is_client_hello(datagram):
             return None
@@ -134,8 +148,9 @@ class Datagrams:
         if tunnel.pending >= HANDSHAKES_PER_TUNNEL or len(self._pending) >= HANDSHAKES_TOTAL:
             tunnel.peer.drops.add(counters.HANDSHAKE_LIMIT)
             return
+        random = peek_client_hello(datagram).random
         handshake = DtlsHandshake(self._context, tunnel.psk, now=self._clock())
-        pending = _Pending(tunnel, handshake, udp, train.ancillary)
+        pending = _Pending(tunnel, random, handshake, udp, train.ancillary)
         self._pending[train.address] = pending
         tunnel.pending += 1
         self._step(train.address, pending, datagram)
@@ -210,12 +225,10 @@ class Datagrams:
             tunnel.send_dtls(bytes([PacketType.DPD_RESPONSE]) + payload[1:])
 
     def _unauthentic(self, control: Control) -> None:
-        path, record = control.path, memoryview(control.payload)
-        if is_client_hello(record):
-            train = Train(record, len(record), path.address, path.ancillary)
-            self._hello(path.udp, train, record)
-        elif path.address in self._pending:
-            self._step(path.address, self._pending[path.address], record)
+        """Take what may belong to a handshake; anybody can send it from this address."""
+        path = control.path
+        if path.address in self._pending or self._tunnel_of(control.payload) is not None:
+            self._put_off(path.udp, path.address, path.ancillary, control.payload)
         else:
             self._repeat_flight(path)
 
@@ -238,8 +251,9 @@ class Datagrams:
                 _, sequence, _ = path.opener.open(datagram, self._scratch)
             except Malformed:
                 continue
-            if not path.replay.accept(sequence):
-                break
+            is_newest = sequence > path.replay.newest
+            if not path.replay.accept(sequence) or not is_newest:
+                break  # one that was overtaken must not move the client back (RFC 9146, 6)
             self._peers.move_path(path, udp, train.address, train.ancillary)
             tunnel.peer.liveness.heard_dtls(self._clock())
             self.on_confirmed(path)
