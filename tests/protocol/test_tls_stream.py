@@ -85,7 +85,8 @@ def refused(site: TestSite, files: ClientFiles) -> tuple[str, TlsClient, TlsStre
 def test_an_expired_certificate_is_refused_with_subject_and_reason(site: TestSite) -> None:
     """One line in the log must be enough to know which device and why."""
     reason, client, server = refused(site, site.client("bob", "old-phone", now=BEFORE))
-    assert reason == "certificate CN=old-phone: certificate has expired"
+    assert reason.startswith("certificate CN=old-phone")
+    assert reason.endswith(": certificate has expired")
     with pytest.raises(SSL.Error, match="expired"):  # the client is told by an alert
         client.read(server.data_to_send())
 

@@ -54,7 +54,7 @@ class TlsClient:
             return b""
 
     def read(self, ciphertext: bytes) -> list[bytes]:
-        """Return the plaintext of each record."""
+        """Return the plaintext of each record.  Raises SSL.Error at an alert."""
         if ciphertext:
             self.connection.bio_write(ciphertext)
         records = []
@@ -63,6 +63,10 @@ class TlsClient:
                 records.append(self.connection.recv(1 << 14))
         except SSL.WantReadError:
             return records
+        except SSL.ZeroReturnError:
+            if records:  # the end is told by the next reading
+                return records
+            raise
 
 
 def handshake(client: TlsClient, server: TlsStream) -> None:

@@ -95,8 +95,8 @@ class TunnelHost(Protocol):
 
     def open_tunnel(
         self, channel: "ClientConnection", query: TunnelRequested, reply: OpenReply
-    ) -> Tunnel:
-        """Set up the tunnel, and answer the CONNECT on the channel."""
+    ) -> Tunnel | None:
+        """Set up the tunnel, and answer the CONNECT on the channel; None if it was refused."""
         ...
 
     def give_back(self, reply: OpenReply, reason: str) -> None:
@@ -158,6 +158,7 @@ class ClientConnection(asyncio.Protocol):
             self._take(records)
         except Malformed as exc:
             self._log_failure("client sent something unexpected", exc)
+            self._send_plaintext()  # the HTTP answer that says so
             self.close(str(exc))
         except RemoteProtocolError as exc:
             self._log_failure("TLS failed", exc)
@@ -281,6 +282,8 @@ class ClientConnection(asyncio.Protocol):
             self.channel.tunnel_refused(reply.refused, reply.reason)
             return
         self._tunnel = self._host.open_tunnel(self, event, reply)
+        if self._tunnel is None:
+            return
         if self._deadline is not None:
             self._deadline.cancel()
         self._pending = False

@@ -149,8 +149,8 @@ class Worker:
 
     def open_tunnel(
         self, channel: ClientConnection, query: TunnelRequested, reply: OpenReply
-    ) -> Tunnel:
-        """Set up the tunnel, and answer the CONNECT on the channel.
+    ) -> Tunnel | None:
+        """Set up the tunnel, and answer the CONNECT on the channel; None if it was refused.
 
         The session's key is registered before the answer is written: the ClientHello may
         arrive within a millisecond.
@@ -159,6 +159,10 @@ class Worker:
         now = self.now()
         mtu = tunnel_mtu(connect.base_mtu, outer_ipv6=channel.outer_ipv6, wanted=reply.mtu)
         address6 = reply.address6 if mtu >= MIN_IPV6_MTU else ""
+        if not reply.address4 and not address6:
+            channel.channel.tunnel_refused(503, "Your link is too narrow for IPv6")
+            self.give_back(reply, "the link is too narrow for IPv6")
+            return None
         peer = Peer(
             reply.session,
             address4=_packed(reply.address4),
