@@ -98,9 +98,13 @@ class Sessions:
         session = self._store.sessions.by_cookie(cookie_hash(query.cookie))
         reason = self._refusal(session, now)
         if session is None or reason:
-            user = session.user if session else ""
+            user = session.user if session else _claimed(query)
             log.warning("tunnel refused", user=user, address=query.address, reason=reason)
             return OpenReply(refused=401, reason="Cookie is not acceptable")
+        if not self._has_address_for(query):
+            reason = "the client takes no kind of address that this server gives"
+            log.warning("tunnel refused", user=session.user, address=query.address, reason=reason)
+            return OpenReply(refused=503, reason="No address of a kind that the client takes")
         try:
             lease = take_lease(
                 self._store.leases,
@@ -115,6 +119,11 @@ class Sessions:
             return OpenReply(refused=503, reason="No address is free, try again later")
         self._replace_others(session)
         return self._open(session, lease, query, now)
+
+    def _has_address_for(self, query: OpenQuery) -> bool:
+        pool = self._pool
+        has4 = pool.ipv4 is not None and query.wants_ipv4
+        return has4 or (pool.ipv6 is not None and query.wants_ipv6)
 
     def _refusal(self, session: Session | None, now: float) -> str:
         if session is None:
@@ -259,3 +268,8 @@ class Sessions:
             for tunnel in list(self.live.values()):
                 if tunnel.session.id == session.id:
                     self._drop(tunnel, "session timeout")
+
+
+def _claimed(query: OpenQuery) -> str | None:
+    """Return the user that the certificate beside an unknown cookie names, None if none does."""
+    return query.certificate.user if query.certificate is not None else None

@@ -1,0 +1,359 @@
+"""Who gets a tunnel, with which addresses, and when it is over: over the memory store."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
+
+import pytest
+
+from vpnd.auth.login import LoginAccepted
+from vpnd.config.model import NetworkOptions, ServerConfig, SessionOptions
+from vpnd.errors import StoreError
+from vpnd.policy.leases import MAX_SLOTS, Pool, PoolExhausted
+from vpnd.server.sessions import Sessions
+from vpnd.store.contract import Client, Session, Store, User
+from vpnd.store.memory import MemoryStore
+from vpnd.worker.control import OpenQuery, OpenReply, TunnelEnded
+
+NOW = 10_000.0
+COOKIE_TIMEOUT = 300
+IPV4, IPV6 = IPv4Network("10.8.0.0/24"), IPv6Network("fd00::/64")
+PASSWORD = LoginAccepted("alice", None, "password", None)
+LAPTOP = LoginAccepted("alice", "laptop", "certificate", "1f")
+
+
+class Server:
+    """The sessions of one run of a server, and the tunnels that it has told to end."""
+
+    def __init__(
+        self, store: Store, *, pool: Pool | None = None, session_timeout_s: int = 0
+    ) -> None:
+        self.store = store
+        self.told: list[tuple[int, str]] = []
+        config = ServerConfig(
+            network=NetworkOptions(ipv4=IPV4, routes=(IPv4Network("192.0.2.0/24"),)),
+            session=SessionOptions(
+                cookie_timeout_s=COOKIE_TIMEOUT, session_timeout_s=session_timeout_s
+            ),
+        )
+        self.sessions = Sessions(
+            config, store, pool or Pool(IPV4, IPV6), lambda n, why: self.told.append((n, why))
+        )
+
+    def connect(
+        self, cookie: str, now: float = NOW, *, ipv4: bool = True, ipv6: bool = True
+    ) -> OpenReply:
+        query = OpenQuery(cookie, "192.0.2.9:4000", None, "host", "agent", ipv4, ipv6)
+        return self.sessions.open(query, now)
+
+    def granted(self, cookie: str, now: float = NOW) -> OpenReply:
+        reply = self.connect(cookie, now)
+        assert reply.refused == 0
+        return reply
+
+    def end(self, reply: OpenReply, now: float = NOW, *, final: bool = False) -> None:
+        self.sessions.ended(TunnelEnded(reply.tunnel, reply.session, "reason", final, 1, 2), now)
+
+
+@pytest.fixture
+def store() -> Store:
+    made: Store = MemoryStore()
+    made.users.put(User("alice"))
+    made.users.put(User("bob"))
+    made.clients.put(Client("alice", "laptop", "1f", created=0.0, not_after=NOW + 10_000))
+    return made
+
+
+@pytest.fixture
+def server(store: Store) -> Server:
+    return Server(store)
+
+
+def test_a_tunnel_gets_what_the_configuration_says(server: Server) -> None:
+    """Addresses, routes, timers; and it is known as live."""
+    reply = server.granted(server.sessions.begin(PASSWORD, NOW))
+    assert (reply.address4, reply.netmask4) == ("10.8.0.2", "255.255.255.0")
+    assert (reply.address6, reply.prefix6) == ("fd00::2", 64)
+    assert reply.split_include == ["192.0.2.0/24"]
+    assert reply.session_left_s == 0
+    assert [tunnel.session.id for tunnel in server.sessions.live.values()] == [reply.session]
+
+
+def test_the_cookie_is_not_in_the_store(server: Server, store: Store) -> None:
+    """Whoever reads the database must not be able to come in."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    assert cookie not in repr(store.sessions.all())
+    assert cookie.encode() not in store.sessions.all()[0].cookie_hash
+
+
+def test_a_client_that_comes_back_by_its_cookie_gets_the_same_addresses(server: Server) -> None:
+    """Or a stock client gives up; others who came meanwhile have others."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    first = server.granted(cookie)
+    server.end(first, NOW + 10)
+    other = server.granted(server.sessions.begin(PASSWORD, NOW + 20), NOW + 20)
+    again = server.granted(cookie, NOW + 30)
+    assert (again.address4, again.address6) == (first.address4, first.address6)
+    assert again.session == first.session
+    assert again.tunnel != first.tunnel
+    assert other.address4 != first.address4
+
+
+@pytest.mark.parametrize("elapsed", [0, COOKIE_TIMEOUT - 1])
+def test_a_broken_tunnel_may_resume_within_the_cookie_timeout(
+    server: Server, elapsed: float
+) -> None:
+    """And not a second after."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    server.end(server.granted(cookie), NOW + 1000)
+    assert server.connect(cookie, NOW + 1000 + elapsed).refused == 0
+
+
+def test_after_the_cookie_timeout_the_client_logs_in_again(server: Server, store: Store) -> None:
+    """Both before and after the session was swept away."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    server.end(server.granted(cookie), NOW + 1000)
+    late = NOW + 1000 + COOKIE_TIMEOUT
+    assert server.connect(cookie, late).refused == 401
+    server.sessions.expire(late)
+    assert store.sessions.all() == []
+    assert server.connect(cookie, late).refused == 401
+
+
+def test_a_login_that_never_connects_runs_out(server: Server, store: Store) -> None:
+    """It holds a lease key, so it may not wait for ever."""
+    server.sessions.begin(PASSWORD, NOW)
+    server.sessions.expire(NOW + COOKIE_TIMEOUT - 1)
+    assert len(store.sessions.all()) == 1
+    server.sessions.expire(NOW + COOKIE_TIMEOUT)
+    assert store.sessions.all() == []
+
+
+def test_a_living_tunnel_does_not_run_out(server: Server) -> None:
+    """The cookie is good as long as the session lives, however long that is."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    server.granted(cookie)
+    server.sessions.expire(NOW + 10**7)
+    assert len(server.sessions.live) == 1
+    assert server.connect(cookie, NOW + 10**7).refused == 0
+
+
+def test_the_session_timeout_counts_from_the_login_whatever_happens(store: Store) -> None:
+    """A reconnect does not prolong it; the client is told what is left, and then the end."""
+    server = Server(store, session_timeout_s=1000)
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    first = server.granted(cookie, NOW + 100)
+    assert first.session_left_s == 900
+    server.end(first, NOW + 800)
+    second = server.granted(cookie, NOW + 900)
+    assert second.session_left_s == 100
+    server.sessions.expire(NOW + 999)
+    assert server.told == []
+    server.sessions.expire(NOW + 1000)
+    assert server.told == [(second.tunnel, "session timeout")]
+    assert server.connect(cookie, NOW + 1000).refused == 401
+    assert not server.sessions.live
+
+
+def test_a_users_own_goodbye_ends_the_cookie(server: Server) -> None:
+    """Stock clients say it when the user stops them."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    server.end(server.granted(cookie), final=True)
+    assert server.connect(cookie).refused == 401
+
+
+def test_the_same_cookie_takes_the_tunnel_over(server: Server) -> None:
+    """A client whose old connection only looks alive: the old tunnel ends, the lease stays."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old, new = server.granted(cookie), server.granted(cookie)
+    assert new.address4 == old.address4
+    assert [number for number, _ in server.told] == [old.tunnel]
+    assert list(server.sessions.live) == [new.tunnel]
+    server.end(old, final=True)  # the worker's late report about the replaced one
+    assert list(server.sessions.live) == [new.tunnel]
+    server.end(new)
+    assert server.connect(cookie).refused == 0
+
+
+def test_one_device_has_one_lease_and_one_tunnel(server: Server) -> None:
+    """A second login with the same certificate replaces the first."""
+    first_cookie = server.sessions.begin(LAPTOP, NOW)
+    first = server.granted(first_cookie)
+    second = server.granted(server.sessions.begin(LAPTOP, NOW))
+    assert second.address4 == first.address4
+    assert [number for number, _ in server.told] == [first.tunnel]
+    assert list(server.sessions.live) == [second.tunnel]
+    assert server.connect(first_cookie).refused == 401
+
+
+def test_a_device_does_not_pile_up_sessions(server: Server, store: Store) -> None:
+    """A client that logs in every second must not fill the store."""
+    for step in range(20):
+        server.sessions.begin(LAPTOP, NOW + step)
+    assert len(store.sessions.all()) == 1
+
+
+def test_a_user_with_a_password_may_be_here_several_times(server: Server) -> None:
+    """Each login has a slot of its own, and there is a last one."""
+    replies = [server.granted(server.sessions.begin(PASSWORD, NOW)) for _ in range(MAX_SLOTS)]
+    assert len({reply.address4 for reply in replies}) == MAX_SLOTS
+    assert server.told == []
+    with pytest.raises(PoolExhausted):
+        server.sessions.begin(PASSWORD, NOW)
+    assert server.sessions.begin(LoginAccepted("bob", None, "password", None), NOW)
+
+
+def test_a_full_pool_says_try_later(store: Store) -> None:
+    """Not 401: the client's cookie is good."""
+    server = Server(store, pool=Pool(IPv4Network("10.8.0.0/30"), None))
+    server.granted(server.sessions.begin(LAPTOP, NOW))
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    reply = server.connect(cookie)
+    assert (reply.refused, "address" in reply.reason) == (503, True)
+    assert len(server.sessions.live) == 1
+
+
+@pytest.mark.parametrize("cookie", ["", "x", "A" * 43, "A" * 256])
+def test_an_unknown_cookie_is_401(server: Server, cookie: str) -> None:
+    """Login cookies are unknown here: they live in another table altogether."""
+    server.sessions.begin(PASSWORD, NOW)
+    assert server.connect(cookie).refused == 401
+    assert not server.sessions.live
+
+
+def revoke(store: Store) -> None:
+    client = store.clients.get("alice", "laptop")
+    assert client is not None
+    store.clients.put(replace(client, revoked_at=NOW))
+
+
+def renumber(store: Store) -> None:
+    client = store.clients.get("alice", "laptop")
+    assert client is not None
+    store.clients.put(replace(client, serial="2f"))
+
+
+def change_user(**changes: object) -> Callable[[Store], None]:
+    def change(store: Store) -> None:
+        user = store.users.get("alice")
+        assert user is not None
+        store.users.put(replace(user, **changes))  # type: ignore[arg-type]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        revoke,
+        renumber,
+        change_user(disabled=True),
+        change_user(valid_until=NOW),
+        lambda store: store.users.delete("alice"),
+    ],
+)
+def test_who_is_no_longer_welcome_is_refused_at_the_connect(
+    server: Server, store: Store, change: Callable[[Store], None]
+) -> None:
+    """The store is asked every time: a cookie is not a ticket past a revocation."""
+    cookie = server.sessions.begin(LAPTOP, NOW)
+    reply = server.granted(cookie)
+    server.end(reply)
+    change(store)
+    assert server.connect(cookie).refused == 401
+    assert not server.sessions.live
+
+
+def test_an_ended_certificate_ends_the_resumption(server: Server) -> None:
+    """The certificate's own end counts for those who return by cookie, too."""
+    cookie = server.sessions.begin(LAPTOP, NOW + 9_900)
+    assert server.connect(cookie, NOW + 9_999).refused == 0
+    assert server.connect(cookie, NOW + 10_000).refused == 401
+
+
+def test_revoking_a_client_ends_its_sessions_and_no_others(server: Server) -> None:
+    """Those that are live are told; those that sleep lose their cookies."""
+    laptop, other = server.sessions.begin(LAPTOP, NOW), server.sessions.begin(PASSWORD, NOW)
+    reply, kept = server.granted(laptop), server.granted(other)
+    assert server.sessions.end_client("alice", "laptop", "certificate revoked") == 1
+    assert server.told == [(reply.tunnel, "certificate revoked")]
+    assert list(server.sessions.live) == [kept.tunnel]
+    assert server.connect(laptop).refused == 401
+    assert server.sessions.end_client("alice", "laptop", "again") == 0
+
+
+def test_a_restart_keeps_sessions_and_gives_them_time(store: Store) -> None:
+    """After a kill nobody has noted that the tunnels broke: they count from the restart."""
+    before = Server(store)
+    cookie, asleep = before.sessions.begin(LAPTOP, NOW), before.sessions.begin(PASSWORD, NOW)
+    first = before.granted(cookie)
+    before.end(before.granted(asleep), NOW + 10)
+    restarted = NOW + 100_000
+    store.clients.put(replace(store.clients.get("alice", "laptop"), not_after=restarted * 2))  # type: ignore[type-var]
+    after = Server(store)
+    assert after.sessions.recover(restarted) == 1
+    assert after.connect(asleep, restarted).refused == 401
+    reply = after.granted(cookie, restarted + COOKIE_TIMEOUT - 1)
+    assert (reply.address4, reply.address6) == (first.address4, first.address6)
+
+
+def test_a_dead_worker_breaks_all_tunnels_and_ends_no_session(server: Server) -> None:
+    """Its clients come back to the next one."""
+    cookies = [server.sessions.begin(PASSWORD, NOW) for _ in range(3)]
+    replies = [server.granted(cookie) for cookie in cookies]
+    server.sessions.workers_gone(NOW + 5)
+    assert not server.sessions.live
+    assert server.told == []
+    again = [server.granted(cookie, NOW + 5 + COOKIE_TIMEOUT - 1) for cookie in cookies]
+    assert [reply.address4 for reply in again] == [reply.address4 for reply in replies]
+
+
+def test_tunnel_numbers_are_never_used_twice(server: Server) -> None:
+    """A late report must not hit a successor."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    numbers = [server.granted(cookie).tunnel for _ in range(10)]
+    assert len(set(numbers)) == 10
+
+
+@pytest.mark.parametrize(("ipv4", "ipv6"), [(True, False), (False, True)])
+def test_a_client_gets_the_kinds_of_address_it_takes(
+    server: Server, ipv4: bool, ipv6: bool
+) -> None:
+    """The lease holds both; what is not asked for is not said."""
+    reply = server.connect(server.sessions.begin(PASSWORD, NOW), ipv4=ipv4, ipv6=ipv6)
+    assert (bool(reply.address4), bool(reply.address6)) == (ipv4, ipv6)
+
+
+def test_a_client_that_takes_no_address_of_ours_is_told_so(store: Store) -> None:
+    """An IPv4 client of an IPv6 network: a reason, and neither a tunnel nor a lease."""
+    server = Server(store, pool=Pool(None, IPV6))
+    reply = server.connect(server.sessions.begin(PASSWORD, NOW), ipv6=False)
+    assert reply.refused == 503
+    assert not server.sessions.live
+    assert store.leases.all() == []
+
+
+class _Broken(MemoryStore):
+    """A store whose sessions cannot be written any more."""
+
+    def fail(self) -> None:
+        def put(_session: Session) -> Session:
+            raise StoreError("the disk is full")
+
+        self.sessions.put = put  # type: ignore[method-assign]
+
+
+def test_a_store_that_fails_refuses_new_tunnels_and_keeps_the_living() -> None:
+    """Traffic goes on, logins wait; nothing is raised at the worker's report either."""
+    store = _Broken()
+    store.users.put(User("alice"))
+    server = Server(store)
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    reply = server.granted(cookie)
+    store.fail()
+    assert server.connect(cookie).refused == 503
+    assert list(server.sessions.live) == [reply.tunnel]
+    server.end(reply)
+    assert not server.sessions.live
+    with pytest.raises(StoreError):
+        server.sessions.begin(PASSWORD, NOW)
