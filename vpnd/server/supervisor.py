@@ -81,6 +81,7 @@ class Supervisor:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # or it would import from the current directory, whoever writes there
                 "-m",
                 "vpnd.worker",
                 str(theirs.fileno()),
@@ -90,7 +91,11 @@ class Supervisor:
             )
         self._process = process
         settings, fds = self._start()
-        socket.send_fds(ours, [encode(settings)], list(fds))
+        try:
+            socket.send_fds(ours, [encode(settings)], list(fds))
+        except OSError:  # it is dead already; the exit status says more
+            ours.close()
+            return await self._reap(process)
         ours.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=ours)
         self._channel = ControlChannel(reader, writer, self._receive)
