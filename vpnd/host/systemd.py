@@ -1,14 +1,25 @@
 """Telling systemd how the service is (sd_notify(3)); nothing happens without systemd."""
 
-import sdnotify
+import os
+from functools import cache
 
-_notifier = sdnotify.SystemdNotifier()
+import sdnotify
 
 
 def ready(status: str) -> None:
     """Start-up is over; `status` is what `systemctl status` shows."""
-    _notifier.notify(f"READY=1\nSTATUS={status}")
+    _notify(f"READY=1\nSTATUS={status}")
 
 
 def stopping() -> None:
-    _notifier.notify("STOPPING=1\nSTATUS=closing tunnels")
+    _notify("STOPPING=1\nSTATUS=closing tunnels")
+
+
+def _notify(state: str) -> None:
+    if os.environ.get("NOTIFY_SOCKET"):  # without it the library leaves an open socket behind
+        _notifier().notify(state)
+
+
+@cache
+def _notifier() -> sdnotify.SystemdNotifier:
+    return sdnotify.SystemdNotifier()
