@@ -85,6 +85,13 @@ def test_pieces_give_what_the_whole_gives(data: bytes, cuts: list[int]) -> None:
     assert bytewise == pieces == whole
 
 
+@pytest.mark.parametrize("beginning", [b"\r\n", b"\x16\x03\x01", b" "])
+def test_what_is_not_http_is_called_so_however_long_it_is(beginning: bytes) -> None:
+    """The first byte tells, before the head's length is looked at."""
+    data = beginning + b"9" * MAX_HEAD
+    assert outcome([data]) == outcome([data[:1], data[1:]]) == 400
+
+
 @given(st.binary(max_size=3000))
 def test_a_body_arrives_unchanged(body: bytes) -> None:
     """Passwords hold any byte, line endings too."""

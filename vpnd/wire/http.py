@@ -137,12 +137,12 @@ class HttpServer:
     def _receive_head(self, data: bytes) -> Request | None:
         searched = max(0, len(self._head) - len(END_OF_HEAD) + 1)
         self._head += data
+        self._check_beginning()
         end = self._head.find(END_OF_HEAD, searched) + len(END_OF_HEAD)
         found = end >= len(END_OF_HEAD)
         if (end if found else len(self._head)) > MAX_HEAD:
             raise Malformed(f"HTTP head of more than {MAX_HEAD} bytes", 431)
         if not found:
-            self._check_beginning()
             return None
         head, rest = bytes(self._head[:end]), bytes(self._head[end:])
         self._head.clear()
