@@ -65,15 +65,34 @@ def test_dtls_without_answers_is_probed_and_then_suspended() -> None:
 
 
 def test_an_answer_between_the_probes_keeps_dtls() -> None:
-    """One authentic record is enough, and the next silence is counted from its own start."""
+    """One is enough, and the next wait is counted from its own start."""
     clock = Liveness(T0, DPD)
     clock.sent_dtls(T0)
     assert actions(clock, T0, T0 + PROBE_AFTER + 1, dtls=True)
-    clock.heard_dtls(T0 + 3.2)
+    clock.answered_dtls()
     assert actions(clock, T0 + 3.5, T0 + 20, dtls=True) == []
     clock.sent_dtls(T0 + 20)
     assert actions(clock, T0 + 20, T0 + 20 + PROBE_AFTER - 0.5, dtls=True) == []
     assert actions(clock, T0 + 22, T0 + 22, dtls=True) == [(T0 + 22, Action.ASK_DTLS)]
+
+
+def test_records_of_the_client_are_no_answer() -> None:
+    """A firewall that lets UDP pass in one direction alone: the client is heard all the time."""
+    clock, now = Liveness(T0, DPD), T0
+    found: list[Action] = []
+    while Action.SUSPEND_DTLS not in found:
+        clock.sent_dtls(now)
+        clock.heard_dtls(now)
+        found += clock.expire(now, dtls_active=True)
+        now += 0.5
+    assert now <= T0 + PROBE_AFTER + PROBES * PROBE_INTERVAL + 0.5
+
+
+def test_dtls_that_was_given_up_is_asked_at_a_bounded_rate() -> None:
+    """The client may send thousands of records a second."""
+    clock = Liveness(T0, DPD)
+    asked = [clock.may_ask_dtls(T0 + n / 100) for n in range(100)]
+    assert asked.count(True) == 1 / PROBE_INTERVAL
 
 
 def test_an_idle_dtls_channel_is_left_alone() -> None:

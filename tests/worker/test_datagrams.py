@@ -248,6 +248,21 @@ def test_unknown_and_empty_payloads_are_ignored(gateway: Gateway) -> None:
     assert gateway.drops.as_dict() == {}
 
 
+def test_a_channel_that_was_given_up_has_to_answer_a_question(gateway: Gateway) -> None:
+    """UDP may pass in one direction alone: what the client sends is no proof of what it gets."""
+    tunnel, device = connected(gateway)
+    tunnel.peer.dtls_active = False
+    for _ in range(5):
+        device.send(device.seal(b"\0" + packet(tunnel)))
+        gateway.settle()
+    assert len(gateway.from_tun()) == 5
+    assert not tunnel.peer.dtls_active
+    assert device.payloads() == [DPD]  # asked once, not for every record
+    device.send(device.seal(bytes([PacketType.DPD_RESPONSE])))
+    gateway.settle()
+    assert tunnel.peer.dtls_active
+
+
 def test_an_authentic_alert_ends_the_channel_and_a_forged_one_does_not(gateway: Gateway) -> None:
     """Traffic goes on over TLS."""
     tunnel, device = connected(gateway)

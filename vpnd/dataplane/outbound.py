@@ -81,21 +81,16 @@ class Outbound:
             return True
         record = len(slots[0]) + path.sealer.suite.overhead
         result = path.udp.send_train(self._sealed[:size], record, path.address, path.ancillary)
-        if result is Sent.TOO_BIG:
-            return False
-        if result is not Sent.OK:
-            self._not_sent(peer, result, len(slots))
+        if result is Sent.FULL:
+            peer.drops.add(counters.UDP_FULL, len(slots))
             return True
+        if result is Sent.FAILED:
+            peer.dtls_active = False
+        if result is not Sent.OK:
+            return False
         peer.liveness.sent_dtls(now)
         self._count(peer, slots, DTLS_HEADROOM, now)
         return True
-
-    def _not_sent(self, peer: Peer, result: Sent, packets: int) -> None:
-        if result is Sent.FULL:
-            peer.drops.add(counters.UDP_FULL, packets)
-            return
-        peer.drops.add(counters.UDP_ERROR, packets)
-        peer.dtls_active = False
 
     def _send_tls(self, peer: Peer, frame: memoryview, now: float) -> None:
         slots = segment(frame, self._slots, TLS_HEADROOM)

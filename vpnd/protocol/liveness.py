@@ -4,15 +4,16 @@ The worker tells what it received and sent; `expire` answers with what to do now
 times are seconds of one monotonic clock, handed in by the caller.
 
 - A TLS channel that has been silent for one DPD interval is asked; after three it is dead.
-- A DTLS channel we send on but hear nothing from is asked every `PROBE_INTERVAL`; after
-  `PROBES` unanswered questions packets go over TLS until an authentic record comes in again.
+- A DTLS channel we send on is asked after `PROBE_AFTER`, then every `PROBE_INTERVAL`; after
+  `PROBES` unanswered questions packets go over TLS until one is answered.  Only an answer counts:
+  what the client sends by UDP says nothing of what reaches it.
 - A packet that the client sends over TLS although DTLS is up is a hint, not proof: ask at once.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
 
-PROBE_AFTER = 2.0  # seconds without an answer on DTLS while we send
+PROBE_AFTER = 2.0  # seconds since the last answer on DTLS while we send
 PROBE_INTERVAL = 0.5  # seconds between two questions
 PROBES = 4  # unanswered questions that mean: UDP does not pass
 DEAD_AFTER = 3  # DPD intervals without a sign of life on TLS
@@ -42,7 +43,7 @@ class Liveness:
     _data_at: float = field(init=False)
     _asked_at: float = 0
     _waiting_since: float = 0
-    """When we first sent on DTLS without having heard from it since; 0 = not waiting."""
+    """When we first sent on DTLS after the last answer; 0 = not waiting."""
     _probes: int = 0
     _probed_at: float = 0
 
@@ -55,6 +56,9 @@ class Liveness:
     def heard_dtls(self, now: float) -> None:
         """An authentic record came in over DTLS."""
         self._heard = self._heard_dtls = now
+
+    def answered_dtls(self) -> None:
+        """The client answered a question, or the handshake: what we send by UDP reaches it."""
         self._waiting_since = 0
         self._probes = 0
 
@@ -65,6 +69,13 @@ class Liveness:
     def sent_dtls(self, now: float) -> None:
         if not self._waiting_since:
             self._waiting_since = now
+
+    def may_ask_dtls(self, now: float) -> bool:
+        """Return whether DTLS that was given up may be asked again, which counts as asked."""
+        if now - self._probed_at < PROBE_INTERVAL:
+            return False
+        self._probed_at = now
+        return True
 
     def doubt_dtls(self, now: float) -> None:
         """The client used TLS although DTLS is up: start asking now."""

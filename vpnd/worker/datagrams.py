@@ -201,9 +201,22 @@ class Datagrams:
             pending.handshake.close()
 
     def on_confirmed(self, path: DtlsPath) -> None:
-        """An authentic data record came in: DTLS carries the packets from now on."""
-        path.confirmed = True
-        if path.sealer.records_left:
+        """An authentic data record came in on a channel that carries no packets of ours.
+
+        The first one answers our Finished: DTLS carries the packets from now on.  A channel
+        that was given up has to answer a question first, or one that UDP reaches in one
+        direction alone would be taken up, and packets lost, with every record.
+        """
+        if not path.confirmed:
+            path.confirmed = True
+            self._use(path)
+        elif not path.peer.dtls_active and path.peer.liveness.may_ask_dtls(self._clock()):
+            self._answer(path, bytes([PacketType.DPD_REQUEST]))
+
+    @staticmethod
+    def _use(path: DtlsPath) -> None:
+        path.peer.liveness.answered_dtls()
+        if path.sealer.records_left and path.peer.dtls is path:
             path.peer.dtls_active = True
 
     def on_control(self, control: Control) -> None:
@@ -219,10 +232,16 @@ class Datagrams:
             self._packet(path, control.payload)
 
     def _packet(self, path: DtlsPath, payload: bytes) -> None:
-        tunnel = self._by_peer.get(path.peer.session_id)
-        if tunnel is not None and payload[0] == PacketType.DPD_REQUEST:
+        if payload[0] == PacketType.DPD_REQUEST:
             # echoed whole: stock clients measure the path with it before they bring up the TUN
-            tunnel.send_dtls(bytes([PacketType.DPD_RESPONSE]) + payload[1:])
+            self._answer(path, bytes([PacketType.DPD_RESPONSE]) + payload[1:])
+        elif payload[0] == PacketType.DPD_RESPONSE:
+            self._use(path)
+
+    def _answer(self, path: DtlsPath, payload: bytes) -> None:
+        tunnel = self._by_peer.get(path.peer.session_id)
+        if tunnel is not None:
+            tunnel.send_dtls(payload)
 
     def _unauthentic(self, control: Control) -> None:
         """Take what may belong to a handshake; anybody can send it from this address."""
