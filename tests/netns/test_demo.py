@@ -63,12 +63,16 @@ def test_demo_is_kept_until_it_is_stopped() -> None:
 
 
 def processes_under(folder: Path) -> list[str]:
+    """Return the command lines that name a folder, of processes for which it is this folder."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (
+                (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
+            is_ours = (entry / "root").samefile("/")  # a container or chroot has one of its own
         except OSError:  # it ended while we looked
             continue
-        if str(folder) in command:
+        if is_ours and str(folder) in command:
             found.append(command)
     return found
