@@ -1,5 +1,6 @@
 """TLS in memory: a pyOpenSSL client at the other end."""
 
+import base64
 from contextlib import suppress
 from pathlib import Path
 
@@ -120,6 +121,38 @@ def test_a_subject_cannot_disturb_the_log(tmp_path: Path, site: TestSite) -> Non
     reason, _, _ = refused(site, files)
     assert reason.isprintable()
     assert len(reason) < MAX_NOTE + 100
+
+
+def test_a_certificate_names_its_user_when_it_is_refused(site: TestSite) -> None:
+    """The name of a device alone may be that of many."""
+    reason, _, _ = refused(site, site.client("bob", "phone", now=BEFORE))
+    assert "pyvpn:user/bob/client/phone" in reason
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        (bytes.fromhex("a003020102"), bytes.fromhex("a003020105")),  # version 6
+        (b"pyvpn:user/", b"pyvpn:\xff\xff\xff\xff/"),  # a URI that is no text
+        (
+            bytes.fromhex("06035504030c"),
+            bytes.fromhex("060355040314"),
+        ),  # a name in an old alphabet
+    ],
+)
+def test_a_certificate_that_cannot_be_read_is_refused_like_any_other(
+    site: TestSite, part: bytes, damage: bytes
+) -> None:
+    """OpenSSL hands over what the parser behind it does not take: no error of ours may result."""
+    files = site.client()
+    der = files.leaf.public_bytes(keys.Encoding.DER)
+    assert part in der
+    damaged = base64.encodebytes(der.replace(part, damage)).decode()
+    files.certificate.write_text(
+        f"-----BEGIN CERTIFICATE-----\n{damaged}-----END CERTIFICATE-----\n"
+    )
+    reason, _, _ = refused(site, files)
+    assert reason.startswith("certificate ")
 
 
 def test_nothing_can_be_resumed(site: TestSite) -> None:

@@ -19,7 +19,7 @@ MODE_RELEASE_BUFFERS = 0x10  # openssl/ssl.h; an idle connection keeps 33 KiB in
 MAX_RECORD = 16 * 1024  # RFC 8446 section 5.1
 EXPORTER_LABEL = b"EXPORTER-openconnect-psk"
 EXPORTER_SIZE = 32
-MAX_NOTE = 200  # characters of a certificate's subject that reach the log
+MAX_NOTE = 200  # characters of a certificate's names that reach the log
 GROUPS = {  # IANA TLS supported groups
     0x0017: "secp256r1",
     0x0018: "secp384r1",
@@ -109,17 +109,26 @@ def _note_verification(
         reason = SSL._ffi.string(  # type: ignore[attr-defined]  # noqa: SLF001
             SSL._lib.X509_verify_cert_error_string(error)  # type: ignore[attr-defined]  # noqa: SLF001
         ).decode("ascii", "replace")
-        subject = _subject(certificate)
-        note.text = f"certificate {subject}: {reason}"
+        note.text = f"certificate {_described(certificate)}: {reason}"
     return bool(ok)
 
 
-def _subject(certificate: object) -> str:
+def _described(certificate: object) -> str:
+    """Return the subject, and the URIs that say whose the certificate claims to be."""
     try:
-        name = certificate.to_cryptography().subject.rfc4514_string()  # type: ignore[attr-defined]
-    except (ValueError, AttributeError):
-        return "(unreadable subject)"
-    return "".join(c if c.isprintable() else "?" for c in name[:MAX_NOTE])
+        found: x509.Certificate = certificate.to_cryptography()  # type: ignore[attr-defined]
+        names = [found.subject.rfc4514_string(), *_uris(found)]
+    except Exception:  # a stranger wrote it, and its parser raises more than ValueError
+        return "(unreadable)"
+    return "".join(c if c.isprintable() else "?" for c in " ".join(names)[:MAX_NOTE])
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return found.value.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 @dataclass(slots=True)
