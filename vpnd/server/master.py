@@ -19,6 +19,7 @@ from vpnd.host import systemd
 from vpnd.host.process import harden
 from vpnd.ipc.api import SOCKET_NAME
 from vpnd.ipc.server import IpcServer, serve
+from vpnd.pki.files import read_pem
 from vpnd.policy.leases import Pool
 from vpnd.protocol.tls_stream import server_context
 from vpnd.server.admin import Admin
@@ -54,9 +55,15 @@ async def run(config: ServerConfig, state_dir: Path, run_dir: Path) -> None:
 
 def check_keys(config: ServerConfig, state_dir: Path) -> None:
     """Raise ConfigError unless the keys and certificates can be used."""
+    key = config.tls.key_file(state_dir)
+    if b"ENCRYPTED" in read_pem(key):  # OpenSSL would ask the terminal, and wait
+        raise ConfigError(
+            f"{key}: has a passphrase, and a daemon has nobody to ask; "
+            "take it off with openssl pkey -in FILE -out NEWFILE"
+        )
     server_context(
         certificate=str(config.tls.certificate_file(state_dir)),
-        key=str(config.tls.key_file(state_dir)),
+        key=str(key),
         client_ca=str(config.tls.client_ca_file(state_dir)),
     )
 
