@@ -4,12 +4,15 @@
 chroot; `nsenter --net=` changes the network and nothing else.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from tests.netns.process import BedError, Pid, Process
 
@@ -17,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NETNS = Path("/run/netns")  # where `ip netns` keeps its names
 RUN_TIMEOUT_S = 60.0
 LINK_UP_S = 5.0
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -24,6 +28,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 PYTHON = (sys.executable, "-P", "-m")
+T = TypeVar("T")
 UNPRIVILEGED = ("--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
 
 
@@ -147,6 +152,35 @@ class Namespace:
     def sysctl(self, key: str, value: str) -> None:
         """Write a value below /proc/sys, which shows the namespace of whoever writes."""
         self.run("sh", "-c", 'printf %s "$1" >"/proc/sys/$2"', "sysctl", value, key)
+
+
+def inside(namespace: Namespace, work: Callable[[], T]) -> T:
+    """Return what `work` returns, or raise what it raises, in a thread in the namespace.
+
+    A TUN and a socket belong to the namespace they were made in, whoever uses them later.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with (NETNS / namespace.name).open() as name:
+                _set_network(name.fileno())
+            results.append(work())
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _set_network(fd: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET):  # os.setns is Python 3.12's
+        raise OSError(ctypes.get_errno(), "setns to a network namespace")
 
 
 def inhabitants(name: str) -> list[Pid]:

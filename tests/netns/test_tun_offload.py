@@ -1,6 +1,5 @@
 """Splitting and joining against the kernel: it cuts what we join, and runs TCP through both."""
 
-import ctypes
 import fcntl
 import hashlib
 import os
@@ -11,12 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import pytest
 
 from tests.netns.bed import Bed
-from tests.netns.namespace import NETNS, Namespace
+from tests.netns.namespace import Namespace, inside
 from tests.wire.packets import ACK, FIN, PSH, Packet
 from vpnd.wire import virtio
 from vpnd.wire.coalesce import coalesce
@@ -27,34 +25,11 @@ pytestmark = pytest.mark.netns
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO, TUN_F_USO = 0x01, 0x02 | 0x04, 0x20 | 0x40
-CLONE_NEWNET = 0x40000000
 UDP_SEGMENT = 103  # linux/udp.h
 FRAME = 10 + 65535 + 40
 MTU = 1400
 TRANSFER = 24 * 2**20
 PATIENCE_S = 20.0
-
-
-T = TypeVar("T")
-
-
-def inside(namespace: Namespace, work: Callable[[], T]) -> T:
-    """Return what `work` returns when a thread in the namespace runs it.
-
-    A TUN and a socket belong to the namespace they were made in, whoever uses them later.
-    """
-    results: list[T] = []
-
-    def enter() -> None:
-        with (NETNS / namespace.name).open() as name:
-            if ctypes.CDLL(None, use_errno=True).setns(name.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"setns to {namespace.name}")
-        results.append(work())
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    return results[0]
 
 
 @dataclass
