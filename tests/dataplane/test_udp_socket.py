@@ -133,6 +133,18 @@ def test_one_narrow_path_does_not_switch_trains_off_for_all() -> None:
     assert not narrow.gso
 
 
+def test_one_unreachable_client_does_not_switch_trains_off_for_all() -> None:
+    """A blackhole route says EINVAL to a train, and to each of its datagrams too."""
+
+    class Blackhole(NarrowLink):
+        def sendmsg(self, *_: object) -> int:  # type: ignore[override]
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    udp = UdpSocket(Blackhole())  # type: ignore[arg-type]
+    assert udp.send_train(memoryview(bytes(3000)), 300, ("192.0.2.1", 9), []) is Sent.FAILED
+    assert udp.gso
+
+
 @pytest.mark.parametrize(
     ("bound", "asked"), [("0.0.0.0", "127.0.0.2"), ("0.0.0.0", "127.0.0.1"), ("::", "::1")]
 )

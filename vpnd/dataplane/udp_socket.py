@@ -152,11 +152,11 @@ class UdpSocket:
     ) -> Sent:
         """Send a refused train one by one, and do so ever after.
 
-        Unless the datagrams are too big for this one path: Linux before 6.14 says EINVAL
-        to that too, and other clients must not pay for it.
+        Unless they do not pass one by one either: Linux before 6.14 says EINVAL to datagrams
+        too big for this one path, all say it of a blackhole, and others must not pay for it.
         """
         result = self._send_each(data, size, address, ancillary)
-        if result is not Sent.TOO_BIG:
+        if result is Sent.OK:
             self.gso = False
             self.gso_reason = f"the kernel refused a train ({refusal.strerror})"
         return result
