@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.protocol.authority import TestSite
+from vpnd.errors import HelperError
 from vpnd.server import supervisor
 from vpnd.server.supervisor import Supervisor, worker_environment
 from vpnd.worker.control import (
@@ -127,6 +128,30 @@ def test_a_worker_that_dies_is_replaced(site: TestSite, caplog: pytest.LogCaptur
 
     play(site, scene)
     assert any("worker died" in record.getMessage() for record in caplog.records)
+
+
+def test_a_worker_whose_interface_was_deleted_is_not_replaced(site: TestSite) -> None:
+    """The next one would find it gone too: who restarts vpnd gets a new interface."""
+
+    async def main() -> None:
+        house = House(site)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            house.tun.close()
+            house.tun = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            house.tun.setblocking(False)
+            house.tun.connect(nobody.getsockname())
+        running = asyncio.create_task(house.supervisor.run())
+        try:
+            assert await asyncio.wait_for(house.supervisor.wait_ready(), WAIT)
+            house.tun.send(b"x")  # refused: the next read fails as that of a deleted link does
+            with pytest.raises(HelperError, match="interface was deleted"):
+                await asyncio.wait_for(running, WAIT)
+        finally:
+            await asyncio.wait_for(house.supervisor.stop(), WAIT)
+            house.close()
+
+    asyncio.run(main())
 
 
 GARBAGE = """

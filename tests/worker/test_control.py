@@ -239,6 +239,30 @@ def test_who_waits_learns_that_the_other_end_is_gone() -> None:
     asyncio.run(main())
 
 
+def test_a_question_nobody_waits_for_is_not_judged() -> None:
+    """A tunnel that is opened for a worker that has died would live for ever."""
+
+    async def main() -> None:
+        judged: list[Message] = []
+
+        async def judge(message: Message) -> Message | None:
+            judged.append(message)
+            return None
+
+        query = LoginQuery("", None, {}, None, False, None)
+        told = TunnelEnded(1, "session", "left", final=True)
+        answering, bare = await raw(judge)
+        bare.write(encode(query, number=1) + encode(told))
+        bare.close()
+        await bare.wait_closed()
+        await asyncio.sleep(0.05)  # all of it is there, and the end too, before it is read
+        await answering.run()
+        await asyncio.sleep(0)
+        assert judged == [told]
+
+    asyncio.run(main())
+
+
 def test_garbage_ends_the_channel_with_malformed() -> None:
     """The supervisor kills who says such things."""
 

@@ -13,8 +13,17 @@ from pathlib import Path
 
 import vpnd
 from vpnd import log
-from vpnd.errors import Malformed
-from vpnd.worker.control import ControlChannel, Message, PeerGone, Ready, Start, Stop, encode
+from vpnd.errors import HelperError, Malformed
+from vpnd.worker.control import (
+    TUN_GONE,
+    ControlChannel,
+    Message,
+    PeerGone,
+    Ready,
+    Start,
+    Stop,
+    encode,
+)
 
 START_TIMEOUT = 20.0  # seconds from exec to Ready, on a slow machine
 STOP_TIMEOUT = 5.0  # seconds from Stop to exit; then it is killed
@@ -63,7 +72,11 @@ class Supervisor:
         return True
 
     async def run(self) -> None:
-        """Keep a worker running until `stop`."""
+        """Keep a worker running until `stop`.
+
+        Raises HelperError when its interface was deleted: only a start from the beginning
+        makes a new one, and clients come back to that by their cookies.
+        """
         loop = asyncio.get_running_loop()
         deaths = 0
         while not self._stopping:
@@ -71,6 +84,8 @@ class Supervisor:
             status = await self._run_once()
             if self._stopping:
                 return
+            if status == TUN_GONE:
+                raise HelperError("the tunnel's interface was deleted; start vpnd again")
             deaths = 1 if loop.time() - began > STEADY_AFTER else deaths + 1
             delay = RESTART_DELAYS[min(deaths, len(RESTART_DELAYS)) - 1]
             log.error("worker died, starting another", exit_status=status, count=deaths)

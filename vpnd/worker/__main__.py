@@ -30,7 +30,7 @@ def main() -> int:
     except VpnError as exc:
         log.error("worker cannot work", error=str(exc))
         return exc.exit_status
-    return 0
+    return worker.exit_status
 
 
 def receive_start(border: socket.socket) -> tuple[Start, list[int]]:

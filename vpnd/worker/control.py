@@ -20,6 +20,7 @@ from typing import Any
 from vpnd.auth.contract import CertificateFacts
 from vpnd.errors import Malformed, VpnError
 
+TUN_GONE = 3  # exit status of a worker whose interface was deleted
 MAX_MESSAGE = 4 * 1024 * 1024  # a status of some thousand sessions
 MAX_FDS = 64  # beside the first message: TUN queue, listeners, UDP sockets
 _LENGTH = struct.Struct("!I")
@@ -337,6 +338,8 @@ class ControlChannel:
             return None
 
     async def _handle(self, message: Message, number: int) -> None:
+        if number and self._writer.is_closing():  # nobody is left to hear the answer
+            return
         reply = await self._on_message(message)
         if reply is not None and number and not self._writer.is_closing():
             self._writer.write(encode(reply, reply_to=number))

@@ -33,6 +33,7 @@ from vpnd.protocol.tls_stream import server_context
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.tunnel_params import MIN_IPV6_MTU, DtlsParams, TunnelParams
 from vpnd.worker.control import (
+    TUN_GONE,
     ControlChannel,
     EndTunnel,
     Message,
@@ -73,6 +74,7 @@ class Worker:
         self._context = self._make_context()
         self._dtls = DtlsContext(chacha_first=self._chacha_first) if psk_supported() else None
         self._stopping = asyncio.Event()
+        self.exit_status = 0
         self.control: ControlChannel
 
     def _make_context(self) -> SSL.Context:
@@ -119,6 +121,7 @@ class Worker:
             if self._tun.gone:
                 loop.remove_reader(self._tun.fd)
                 log.error("the TUN interface is gone")
+                self.exit_status = TUN_GONE
                 self._stopping.set()
 
         loop.add_reader(self._tun.fd, on_tun)
