@@ -202,9 +202,11 @@ class Bench:
         self.border = Border()
         self._remotes: list[Remote] = []
 
-    async def remote(self, *, files: ClientFiles | None = None) -> Remote:
+    async def remote(
+        self, *, files: ClientFiles | None = None, source: str = "127.0.0.1"
+    ) -> Remote:
         """Return a client whose TLS handshake is done."""
-        reader, writer = await asyncio.open_connection(*self.address)
+        reader, writer = await asyncio.open_connection(*self.address, local_addr=(source, 0))
         self._remotes.append(Remote(reader, writer, TlsClient(files=files)))
         await self._remotes[-1].establish()
         return self._remotes[-1]

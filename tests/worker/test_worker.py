@@ -24,7 +24,7 @@ from vpnd.worker.control import (
     OpenReply,
     Stop,
 )
-from vpnd.worker.streams import HANDSHAKE_TIMEOUT
+from vpnd.worker.streams import HANDSHAKE_TIMEOUT, MAX_BACKLOG, ClientConnection
 
 LABEL = b"EXPORTER-openconnect-psk"
 LOGIN = b"POST / HTTP/1.1\r\nHost: vpn\r\nContent-Length: 0\r\n\r\n"
@@ -312,6 +312,45 @@ def test_open_tunnels_do_not_count_as_logins(site: TestSite) -> None:
             assert (await tunnel.packet())[0] == PacketType.DPD_RESPONSE
 
     play(site, scene, handshakes_pending=1)
+
+
+def test_few_addresses_cannot_keep_the_others_out(
+    site: TestSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The oldest login of the address that has most gives way to one that has fewer."""
+    caplog.set_level(logging.INFO)
+
+    async def scene(bench: Bench) -> None:
+        first, second = [await bench.remote(source="127.0.0.2") for _ in range(2)]
+        third, fourth = [await bench.remote(source="127.0.0.3") for _ in range(2)]
+        opened = await bench.tunnel()
+        assert await first.is_closed()
+        for idle in (second, third, fourth):
+            assert b"HTTP/1.1 200" in await idle.request(LOGIN)
+        await bench.remote(source="127.0.0.3")  # the place that the tunnel no longer needs
+        with pytest.raises(ConnectionError):  # who has most himself gets no other's place
+            await bench.remote(source="127.0.0.3")
+        opened.send(cstp.encode(PacketType.DPD_REQUEST))
+        assert (await opened.packet())[0] == PacketType.DPD_RESPONSE
+        assert bench.worker.admission.pending == 4
+
+    play(site, scene, handshakes_pending=4)
+    reasons = [r.getMessage() for r in caplog.records if "too many logins" in r.getMessage()]
+    assert len(reasons) == 2
+
+
+def test_what_tls_itself_answers_is_bounded_too(
+    site: TestSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KeyUpdate is answered with another, before any login, whether it is read or not."""
+
+    async def scene(bench: Bench) -> None:
+        remote = await bench.remote()
+        monkeypatch.setattr(ClientConnection, "backlog", lambda _: MAX_BACKLOG + 1)
+        remote.send(b"GET / HT")
+        assert await remote.is_closed()
+
+    play(site, scene)
 
 
 def test_a_login_that_takes_too_long_is_cut_off(

@@ -40,6 +40,7 @@ from vpnd.worker.tunnel import Tunnel
 HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake
 CLOSE_TIMEOUT = 2.0  # seconds for the last bytes to leave before the connection is cut
 MAX_BACKLOG = 1024 * 1024  # bytes of ciphertext a client may leave unread before it is cut off
+TOO_MANY_LOGINS = "too many logins at once"
 _BUSY = "the service is busy, try again in a moment"
 
 
@@ -51,7 +52,20 @@ class Admission:
     total: int = 0
     pending: int = 0
     """Connections without an open tunnel."""
+    logins: "dict[str, dict[ClientConnection, None]]" = field(default_factory=dict)
+    """Those connections by client address, the oldest first."""
     _per_network: Counter[str] = field(default_factory=Counter)
+
+    def make_room(self, network: str) -> bool:
+        """Cut off the oldest login of the address that has most, unless `network` has as many.
+
+        Two addresses with idle connections would otherwise keep everybody out.
+        """
+        busiest = max(self.logins.values(), key=len, default={})
+        if len(busiest) <= len(self.logins.get(network, ())):
+            return False
+        next(iter(busiest)).give_way()
+        return True
 
     def refusal(self, network: str) -> str:
         """Return why one more connection from there is too many, or nothing."""
@@ -60,7 +74,7 @@ class Admission:
         if self._per_network[network] >= self.limits.connections_per_address:
             return "too many connections from this address"
         if self.pending >= self.limits.handshakes_pending:
-            return "too many logins at once"
+            return TOO_MANY_LOGINS
         return ""
 
     def enter(self, network: str) -> None:
@@ -139,12 +153,14 @@ class ClientConnection(asyncio.Protocol):
         self.address = transport.get_extra_info("peername")[:2]
         self.outer_ipv6 = ":" in self.address[0]
         self._network = network_of(self.address[0])
-        refusal = self._host.admission.refusal(self._network)
-        if refusal:
+        admission = self._host.admission
+        refusal = admission.refusal(self._network)
+        if refusal and not (refusal == TOO_MANY_LOGINS and admission.make_room(self._network)):
             log.event("connection refused", address=self.outer, reason=refusal)
             self._transport.abort()
             return
-        self._host.admission.enter(self._network)
+        admission.enter(self._network)
+        admission.logins.setdefault(self._network, {})[self] = None
         self._admitted = self._pending = True
         self._limit_time(HANDSHAKE_TIMEOUT, "TLS handshake timed out")
 
@@ -167,6 +183,8 @@ class ClientConnection(asyncio.Protocol):
             if self.tls.closed and self._transport and not self._transport.is_closing():
                 self.close("client closed the connection")
             self.flush()
+            if self.backlog() > MAX_BACKLOG:  # TLS itself answers: a KeyUpdate with another
+                self.close("client does not read")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._release("connection lost" if exc else "connection closed")
@@ -288,6 +306,7 @@ class ClientConnection(asyncio.Protocol):
             self._deadline.cancel()
         self._pending = False
         self._host.admission.pending -= 1
+        self._forget_login()
 
     def _certificate(self) -> CertificateFacts | None:
         """Return what the verified client certificate says, None if there is none."""
@@ -394,6 +413,19 @@ class ClientConnection(asyncio.Protocol):
         if self._admitted:
             self._admitted = False
             self._host.admission.leave(self._network, pending=self._pending)
+            self._forget_login()
+
+    def _forget_login(self) -> None:
+        logins = self._host.admission.logins
+        mine = logins.get(self._network, {})
+        mine.pop(self, None)
+        if not mine:
+            logins.pop(self._network, None)
+
+    def give_way(self) -> None:
+        """Close at once: an address with fewer logins needs the place."""
+        self._release(TOO_MANY_LOGINS)
+        self._too_late(TOO_MANY_LOGINS)
 
 
 def connection_factory(
