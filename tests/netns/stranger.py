@@ -3,6 +3,7 @@
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -94,12 +95,15 @@ class Stranger:
         self._data = b""
 
     def send(self, *records: bytes) -> None:
-        """Send each as one TLS record; that the server has hung up shows when it is read."""
-        try:
+        """Send each as one TLS record, all in as few segments as they need.
+
+        That the server has hung up shows when its answer is read.
+        """
+        with suppress(OSError):
+            self.tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
             for record in records:
                 self.tls.sendall(record)
-        except OSError:
-            return
+            self.tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
     def ask(
         self,
@@ -120,9 +124,10 @@ class Stranger:
         cookie = [("Cookie", f"webvpncontext={context}")] if context else []
         return self.ask("POST", "/auth", headers=cookie, body=f"{body}</config-auth>".encode())
 
-    def connect(self, cookie: str) -> Answer:
+    def connect(self, cookie: str, headers: Sequence[tuple[str, str]] = ()) -> Answer:
         """Ask for a tunnel."""
-        return self.ask("CONNECT", "/CSCOSSLC/tunnel", headers=[("Cookie", f"webvpn={cookie}")])
+        fields = [("Cookie", f"webvpn={cookie}"), *headers]
+        return self.ask("CONNECT", "/CSCOSSLC/tunnel", headers=fields)
 
     def answer(self) -> Answer:
         """Return the next answer; HungUpError when the connection ends without a whole one."""

@@ -159,6 +159,17 @@ def test_a_name_that_is_no_name_cannot_forge_a_log_line(site: Site, log: Log) ->
     assert "user=\"'x user=root address=1.2.3.4 \\xe9'\"" in log.only_line()
 
 
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "bob/../bob", "BOB", "bob\u200b", "b" * 257]
+)
+def test_a_name_is_nobodys_unless_it_is_exactly_his(site: Site, name: str) -> None:
+    """Names become no paths, and look-alikes no users; what is too long is no field."""
+    with Stranger(site.bed.client) as client:
+        answer = client.log_in({"username": name, "password": PASSWORD})
+    assert answer.status == (400 if len(name) > 256 else 200)
+    assert "webvpn" not in answer.cookies
+
+
 # certificates
 
 
@@ -356,3 +367,26 @@ def test_a_cookie_of_one_session_serves_one_client_at_a_time(site: Site) -> None
         assert first.connect(cookie).status == 200
         assert second.connect(cookie).status == 200
         assert first.rest().startswith(b"STF\x01")
+
+
+# the store
+
+
+def test_a_store_that_is_locked_delays_logins_and_nothing_else(site: Site) -> None:
+    """An administrator's backup or a slow disk: 503 makes clients try again, 401 would not."""
+    cookie = logged_in(site)
+    log = Log(site)
+    with closing(sqlite3.connect(site.daemons.folder / "state/pyvpn.sqlite", timeout=10)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        with Stranger(site.bed.client) as client:
+            answer = client.log_in({"username": "bob", "password": PASSWORD})
+            assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+        assert "is locked by another program" in log.only_line()
+        with Stranger(site.bed.client) as client:
+            assert client.connect(cookie).status == 503
+        revoking = site.daemons.vpnctl("client", "revoke", "laptop", check=False)
+        assert revoking.returncode == 1
+        assert "is locked by another program" in revoking.stderr
+        assert len(revoking.stderr.splitlines()) == 1
+    with Stranger(site.bed.client) as client:
+        assert client.connect(cookie).status == 200

@@ -6,13 +6,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import pytest
 
 from tests.netns.bed import SERVER4, SERVER6
 from tests.netns.bystander import Bystander
-from tests.netns.namespace import Namespace
 from tests.netns.site import Site
 from tests.netns.stranger import (
     INIT,
@@ -28,6 +27,7 @@ from tests.protocol.psk_client import PskClient
 from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.http import MAX_BODY, MAX_HEAD, MAX_REQUESTS
+from vpnd.worker.datagrams import HANDSHAKES_PER_TUNNEL
 from vpnd.worker.streams import HANDSHAKE_TIMEOUT
 
 pytestmark = pytest.mark.netns
@@ -114,19 +114,20 @@ def stranger(site: Site) -> Iterator[Stranger]:
         yield stranger
 
 
+@pytest.fixture(scope="module")
+def cookie(site: Site) -> str:
+    """A session of bob's that may open one tunnel after the other."""
+    with Stranger(site.bed.client) as stranger:
+        answer = stranger.log_in({"username": "bob", "password": PASSWORD})
+    return answer.cookies["webvpn"]
+
+
 def client_hello() -> bytes:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with pytest.raises(ssl.SSLWantReadError):
         context.wrap_bio(incoming, outgoing, server_hostname="vpn.example").do_handshake()
     return outgoing.read()
-
-
-def tunnel(site: Site, stranger: Stranger) -> None:
-    """Log in and open a tunnel."""
-    answer = stranger.log_in({"username": "bob", "password": PASSWORD})
-    assert stranger.connect(answer.cookies["webvpn"]).status == 200
-    assert site.session("bob")["channel"] == "TLS"
 
 
 def users(site: Site) -> list[str]:
@@ -189,34 +190,46 @@ def test_a_request_before_the_last_one_was_answered_ends_the_connection(
     """Pipelined requests are how requests are smuggled; in one record or in two."""
     two = [request("POST", "/", body=INIT)] * 2
     stranger.send(*(two if records == 2 else [b"".join(two)]))
-    answer = stranger.answer()
-    if records == 1 or answer.status != 200:  # the first may have been answered in between
-        assert answer.status == 400
-        assert stranger.rest() == b""
+    assert stranger.answer().status == 400
+    assert stranger.rest() == b""
 
 
 def test_packets_before_the_answer_to_connect_leave_no_tunnel_behind(
-    site: Site, stranger: Stranger
+    site: Site, stranger: Stranger, cookie: str
 ) -> None:
     """Whoever does not wait is refused, and what was made for him meanwhile is given back."""
-    cookie = stranger.log_in({"username": "bob", "password": PASSWORD}).cookies["webvpn"]
     connect = request("CONNECT", "/CSCOSSLC/tunnel", headers=[("Cookie", f"webvpn={cookie}")])
     stranger.send(connect, cstp.encode(PacketType.KEEPALIVE))
-    if b"HTTP/1.1 200" not in stranger.rest():
-        assert users(site) == ["bystander"]
+    assert stranger.answer().status == 400
+    assert stranger.rest() == b""
+    assert users(site) == ["bystander"]
 
 
 def test_a_client_that_hangs_up_during_connect_leaves_no_tunnel_behind(
-    site: Site, stranger: Stranger
+    site: Site, stranger: Stranger, cookie: str
 ) -> None:
     """Its session may resume, that is all."""
-    cookie = stranger.log_in({"username": "bob", "password": PASSWORD}).cookies["webvpn"]
     mark = site.daemons.vpnd.mark()
     connect = request("CONNECT", "/CSCOSSLC/tunnel", headers=[("Cookie", f"webvpn={cookie}")])
     stranger.send(connect)
     stranger.close()
     site.daemons.vpnd.wait_for("tunnel closed, session may resume: user=bob", since=mark)
     assert users(site) == ["bystander"]
+
+
+@pytest.mark.parametrize("name", ["X-CSTP-Base-MTU", "X-CSTP-MTU"])
+@pytest.mark.parametrize("size", ["0", "1", "575", "65536", "9" * 40, "-1", "1e3", "", "0x500"])
+def test_sizes_that_a_client_claims_stay_within_bounds(
+    stranger: Stranger, cookie: str, name: str, size: str
+) -> None:
+    """Sums with them have gone below zero elsewhere; here they are clamped, or no numbers."""
+    answer = stranger.connect(cookie, [(name, size)])
+    if answer.status == 200:
+        assert 500 < int(answer.headers["x-cstp-mtu"]) <= 1400
+        assert 576 <= int(answer.headers["x-cstp-base-mtu"]) <= 65535
+    else:
+        assert answer.status == 400
+        assert not size.isdecimal()
 
 
 # connections
@@ -253,24 +266,6 @@ def test_the_addresses_of_one_ipv6_network_count_as_one(site: Site) -> None:
             held.enter_context(Stranger(site.bed.client, server=SERVER6, source=source))
         with pytest.raises(HungUpError):
             Stranger(site.bed.client, server=SERVER6, source="2001:db8:1:1::17")
-
-
-def test_only_so_many_logins_are_under_way(site: Site) -> None:
-    """They do not keep one from a third address out; an open tunnel is no login."""
-    mark = site.daemons.vpnd.mark()
-    client, other = site.bed.clients[:2]
-    places = [(client, server) for server in (SERVER4, SERVER6) for _ in range(PENDING // 2)]
-    with ExitStack() as held:
-        with suppress(HungUpError):  # sooner, if others are under way too
-            enter_all(held, places)
-        enter_all(held, [(other, SERVER4)])
-    site.daemons.vpnd.wait_for("too many logins at once", since=mark)
-    assert users(site) == ["bystander"]
-
-
-def enter_all(held: ExitStack, places: list[tuple[Namespace, str]]) -> None:
-    for namespace, server in places:
-        held.enter_context(Stranger(namespace, server=server))
 
 
 # junk
@@ -334,6 +329,31 @@ def test_junk_on_the_udp_port_gets_no_answer_and_leaves_no_state(site: Site) -> 
     assert ADDRESS not in site.daemons.vpnd.text(mark)
 
 
+def test_a_hello_with_the_right_app_id_and_the_wrong_key_changes_nothing(
+    site: Site, stranger: Stranger, cookie: str
+) -> None:
+    """App-IDs travel in clear: whoever read one gets answers, few, and no channel."""
+    answer = stranger.connect(cookie, [("X-DTLS-CipherSuite", "PSK-NEGOTIATE")])
+    app_id = bytes.fromhex(answer.headers["x-dtls-app-id"])
+    with ExitStack() as held:
+        thieves = []
+        for _ in range(3 * HANDSHAKES_PER_TUNNEL):
+            thief = PskClient(b"k" * 32, app_id=app_id)
+            sock = held.enter_context(udp(site.bed.client))
+            sock.send(thief.hello())
+            thieves.append((sock, thief))
+        for sock, thief in thieves[:HANDSHAKES_PER_TUNNEL]:
+            sock.send(thief.step(sock.recv(2048)))
+            assert not thief.is_done
+        limited = 2 * HANDSHAKES_PER_TUNNEL
+        deadline = time.monotonic() + PATIENCE_S
+        while (drops := site.session("bob")["drops"]) != {"handshake-limit": limited}:
+            assert time.monotonic() < deadline, drops
+    assert site.session("bob")["channel"] == "TLS"
+    stranger.send(cstp.encode(PacketType.DPD_REQUEST, b"still here"))
+    assert stranger.tls.recv(65536) == cstp.encode(PacketType.DPD_RESPONSE, b"still here")
+
+
 @pytest.mark.parametrize(
     "junk",
     [
@@ -345,10 +365,10 @@ def test_junk_on_the_udp_port_gets_no_answer_and_leaves_no_state(site: Site) -> 
     ids=["no header", "wrong last byte", "too long", "compressed"],
 )
 def test_junk_in_an_open_tunnel_ends_that_tunnel_alone(
-    site: Site, stranger: Stranger, junk: bytes
+    site: Site, stranger: Stranger, cookie: str, junk: bytes
 ) -> None:
     """Nothing after it can be believed; the log says whose tunnel it was."""
-    tunnel(site, stranger)
+    assert stranger.connect(cookie).status == 200
     mark = site.daemons.vpnd.mark()
     stranger.send(junk)
     stranger.rest()
@@ -358,10 +378,10 @@ def test_junk_in_an_open_tunnel_ends_that_tunnel_alone(
 
 
 def test_packets_that_are_no_ip_cost_nothing_but_themselves(
-    site: Site, stranger: Stranger
+    site: Site, stranger: Stranger, cookie: str
 ) -> None:
     """They are dropped and counted, the tunnel stays; unknown types are passed over."""
-    tunnel(site, stranger)
+    assert stranger.connect(cookie).status == 200
     forged = b"\x45\x00\x00\x14" + bytes(8) + bytes([1, 2, 3, 4]) + bytes([10, 8, 0, 1])
     for payload in (b"", b"\x00", b"\x45" * 19, b"\x60" * 39, os.urandom(1400), forged):
         stranger.send(cstp.encode(PacketType.DATA, payload))
@@ -370,9 +390,11 @@ def test_packets_that_are_no_ip_cost_nothing_but_themselves(
     assert sum(site.session("bob")["drops"].values()) == 6
 
 
-def test_a_tunnel_whose_client_does_not_read_is_bounded(site: Site, stranger: Stranger) -> None:
+def test_a_tunnel_whose_client_does_not_read_is_bounded(
+    site: Site, stranger: Stranger, cookie: str
+) -> None:
     """What is owed to it stays below a limit; then it is cut off."""
-    tunnel(site, stranger)
+    assert stranger.connect(cookie).status == 200
     mark = site.daemons.vpnd.mark()
     ask = cstp.encode(PacketType.DPD_REQUEST, bytes(16000))
     with pytest.raises((ConnectionError, ssl.SSLError)):
@@ -406,3 +428,19 @@ def test_peers_that_fall_silent_are_hung_up_on(site: Site, silent: Silent) -> No
             if complaint in line and "198.51.100.10:" in line
         ]
         assert len(lines) == 2
+
+
+def test_only_so_many_logins_are_under_way(site: Site, silent: Silent) -> None:
+    """The address that has most gives way to another; whoever is in already stays in."""
+    silent.wait()
+    mark = site.daemons.vpnd.mark()
+    client, other = site.bed.clients[:2]
+    with ExitStack() as held:
+        for server in (SERVER4, SERVER6):
+            for _ in range(PENDING // 2):
+                last = held.enter_context(Stranger(client, server=server))
+        newcomer = held.enter_context(Stranger(other))
+        assert newcomer.ask("POST", "/", body=INIT).status == 200
+        assert last.ask("POST", "/", body=INIT).status == 200
+        site.daemons.vpnd.wait_for("too many logins at once", since=mark)
+    assert users(site) == ["bystander"]
