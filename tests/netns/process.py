@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 IN_MODIFY, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x80, 0x100, 0x200  # linux/inotify.h
+HEARS_CTRL_C = ("env", "--default-signal=INT")  # lost where a script starts the tests with `&`
 STOP_TIMEOUT_S = 10.0  # vpnd and openconnect say good-bye to their peers first
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -142,7 +143,7 @@ class Process:
         with log.open("ab") as output:
             begin = output.tell()
             popen = subprocess.Popen(
-                list(argv),
+                [*HEARS_CTRL_C, *argv],
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -79,6 +79,17 @@ def test_a_program_that_ends_early_names_its_log(bed: Bed) -> None:
         process.wait_for("never")
 
 
+def test_ctrl_c_reaches_programs_also_when_the_tests_run_in_the_background(bed: Bed) -> None:
+    """A shell without job control starts `command &` deaf to SIGINT, and that is inherited."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = bed.server.start("listening", "sh", "-c", "echo ready; exec sleep 600")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    process.wait_for("^ready")
+    assert process.stop(signal.SIGINT) == -signal.SIGINT
+
+
 def test_openconnect_runs_unpacked_and_is_not_installed(bed: Bed) -> None:
     """A test bed must not install VPN software on the machine it borrows."""
     fetch_peers("openconnect")
