@@ -141,6 +141,11 @@ class HelperClient:
         """Take back everything; the connection stays and may begin anew."""
         await self._ask(Undo)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the helper is gone, or `close` was called."""
+        return self._closed.is_set()
+
     async def wait_closed(self) -> None:
         """Return when the helper is gone, or `close` was called."""
         await self._closed.wait()

@@ -39,7 +39,8 @@ class Liveness:
     idle_timeout_s: float = 0
     session_ends_at: float = 0
     _heard: float = field(init=False)
-    _heard_dtls: float = field(init=False)
+    heard_dtls_at: float = field(init=False)
+    """When the last authentic record came in."""
     _data_at: float = field(init=False)
     _asked_at: float = 0
     _waiting_since: float = 0
@@ -48,14 +49,14 @@ class Liveness:
     _probed_at: float = 0
 
     def __post_init__(self) -> None:
-        self._heard = self._heard_dtls = self._data_at = self.now
+        self._heard = self.heard_dtls_at = self._data_at = self.now
 
     def heard_tls(self, now: float) -> None:
         self._heard = now
 
     def heard_dtls(self, now: float) -> None:
         """An authentic record came in over DTLS."""
-        self._heard = self._heard_dtls = now
+        self._heard = self.heard_dtls_at = now
 
     def answered_dtls(self) -> None:
         """The client answered a question, or the handshake: what we send by UDP reaches it."""
@@ -79,7 +80,7 @@ class Liveness:
 
     def doubt_dtls(self, now: float) -> None:
         """The client used TLS although DTLS is up: start asking now."""
-        if now - self._heard_dtls > PROBE_INTERVAL and not self._probes:
+        if now - self.heard_dtls_at > PROBE_INTERVAL and not self._probes:
             self._waiting_since = now - PROBE_AFTER
 
     def expire(self, now: float, *, dtls_active: bool) -> list[Action]:

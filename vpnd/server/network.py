@@ -109,20 +109,22 @@ class Network:
             log.event("the helper is back", interface=self._config.network.interface)
 
     async def _return(self) -> HelperClient:
+        """Return a connection that stands for our state again.
+
+        A refused change does not close the connection: that would undo what still works.
+        """
+        helper: HelperClient | None = None
         said = ""
         while True:
             await asyncio.sleep(RETRY_DELAY)
             try:
-                helper = await self._connect()
-            except HelperError:
-                continue
-            try:
+                if helper is None or helper.is_closed:
+                    helper = await self._connect()
                 await self._apply(helper)
             except HelperError as exc:
-                helper.close()
-                if str(exc) != said:
+                if helper is not None and str(exc) != said:
                     log.error("the helper does not restore the network", error=str(exc))
-                said = str(exc)
+                    said = str(exc)
                 continue
             return helper
 

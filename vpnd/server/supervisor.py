@@ -114,16 +114,23 @@ class Supervisor:
         ours.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=ours)
         self._channel = ControlChannel(reader, writer, self._receive)
+        late = asyncio.get_running_loop().call_later(START_TIMEOUT, self._kill_unless_ready)
         try:
             await self._channel.run()
         except Malformed as exc:
             log.error("worker said something that is not in the protocol", error=str(exc))
             process.kill()
         finally:
+            late.cancel()
             self._ready.clear()
             self._channel = None
             self._on_gone()
         return await self._reap(process)
+
+    def _kill_unless_ready(self) -> None:
+        if not self.is_ready and self._process is not None:
+            log.error("worker does not get ready, killing it", pid=self._process.pid)
+            self._process.kill()
 
     async def _reap(self, process: asyncio.subprocess.Process) -> int:
         try:

@@ -9,6 +9,7 @@ File descriptors travel once, beside the first message.
 
 import asyncio
 import json
+import logging
 import math
 import struct
 import types
@@ -21,7 +22,7 @@ from vpnd.auth.contract import CertificateFacts
 from vpnd.errors import Malformed, VpnError
 
 TUN_GONE = 3  # exit status of a worker whose interface was deleted
-MAX_MESSAGE = 4 * 1024 * 1024  # a status of some thousand sessions
+MAX_MESSAGE = 64 * 1024 * 1024  # a status of 65,536 tunnels, the most a configuration allows
 MAX_FDS = 64  # beside the first message: TUN queue, listeners, UDP sockets
 _LENGTH = struct.Struct("!I")
 
@@ -194,6 +195,11 @@ class StatusReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """Either way: the reply to a query whose handler broke."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Master -> worker: close everything and exit; sessions stay resumable."""
 
@@ -210,6 +216,7 @@ Message = (
     | StatusQuery
     | StatusReply
     | Stop
+    | Failed
 )
 _TYPES = {kind.__name__: kind for kind in typing.get_args(Message)}
 
@@ -302,9 +309,12 @@ class ControlChannel:
         self._waiting[number] = future
         self._writer.write(encode(message, number=number))
         try:
-            return await future
+            reply = await future
         finally:
             del self._waiting[number]
+        if isinstance(reply, Failed):
+            raise PeerGone("the other process could not answer; its log says why")
+        return reply
 
     async def run(self) -> None:
         """Handle messages until the other end is gone.
@@ -340,7 +350,11 @@ class ControlChannel:
     async def _handle(self, message: Message, number: int) -> None:
         if number and self._writer.is_closing():  # nobody is left to hear the answer
             return
-        reply = await self._on_message(message)
+        try:
+            reply = await self._on_message(message)
+        except Exception:  # a bug of ours: whoever asked must not wait for ever
+            logging.getLogger(__name__).exception("%s was not handled", type(message).__name__)
+            reply = Failed()
         if reply is not None and number and not self._writer.is_closing():
             self._writer.write(encode(reply, reply_to=number))
 

@@ -8,12 +8,13 @@ client whose outer address changed.  Anything else is dropped in silence, withou
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from heapq import nsmallest
 
 from vpnd import log
 from vpnd.dataplane import counters
 from vpnd.dataplane.counters import Drops
 from vpnd.dataplane.inbound import Control
-from vpnd.dataplane.peer import DtlsPath, PeerTable
+from vpnd.dataplane.peer import DtlsPath, Peer, PeerTable
 from vpnd.dataplane.udp_socket import RECEIVE_SIZE, Ancillary, Train, UdpSocket
 from vpnd.errors import Malformed
 from vpnd.protocol.dtls_handshake import DtlsContext, DtlsHandshake, HandshakeFailed
@@ -27,7 +28,7 @@ HANDSHAKES_TOTAL = 512  # 70 KiB each while they last
 STEPS_PER_TURN = 2  # handshake steps (0.75 ms each); then data gets its turn
 WAITING_STEPS = 256  # datagrams that may wait for their turn; clients repeat what is lost
 REBIND_CANDIDATES = 4  # sessions of the same outer host that a stray record is tried on
-REBIND_TRIES_PER_SECOND = 50  # trial decryptions in all; a flood of strays costs no more
+REBIND_TRIES_PER_SECOND = 50  # stray records looked at; a flood of them costs no more
 
 Address = tuple[str, int]
 
@@ -64,7 +65,7 @@ class Datagrams:
         self._call_soon = call_soon
         self._waiting: deque[tuple[UdpSocket, Train]] = deque()
         self._by_app_id: dict[bytes, Tunnel] = {}
-        self._by_peer: dict[str, Tunnel] = {}
+        self._by_peer: dict[Peer, Tunnel] = {}
         self._pending: dict[Address, _Pending] = {}
         self._tries_left = REBIND_TRIES_PER_SECOND
         self._tries_second = 0
@@ -73,13 +74,12 @@ class Datagrams:
     def add(self, tunnel: Tunnel) -> None:
         """Expect this tunnel's ClientHello."""
         self._by_app_id[tunnel.app_id] = tunnel
-        self._by_peer[tunnel.session] = tunnel
+        self._by_peer[tunnel.peer] = tunnel
 
     def remove(self, tunnel: Tunnel) -> None:
         if self._by_app_id.get(tunnel.app_id) is tunnel:
             del self._by_app_id[tunnel.app_id]
-        if self._by_peer.get(tunnel.session) is tunnel:
-            del self._by_peer[tunnel.session]
+        self._by_peer.pop(tunnel.peer, None)
         for address in [a for a, p in self._pending.items() if p.tunnel is tunnel]:
             self._drop_pending(address)
 
@@ -239,7 +239,7 @@ class Datagrams:
             self._use(path)
 
     def _answer(self, path: DtlsPath, payload: bytes) -> None:
-        tunnel = self._by_peer.get(path.peer.session_id)
+        tunnel = self._by_peer.get(path.peer)
         if tunnel is not None:
             tunnel.send_dtls(payload)
 
@@ -256,16 +256,13 @@ class Datagrams:
         self._flush(path.handshake, path.udp, path.address, path.ancillary)
 
     def _rebind(self, udp: UdpSocket, train: Train, datagram: memoryview) -> None:
-        """Find the session whose client now sends from another address or port."""
-        candidates = [
-            tunnel
-            for tunnel in self._tunnels_of_host(train.address[0])
-            if tunnel.peer.dtls is not None
-        ]
-        for tunnel in candidates[:REBIND_CANDIDATES]:
-            path = tunnel.peer.dtls
-            if path is None or not self._may_try():
-                break
+        """Find the session whose client now sends from another address or port.
+
+        A client that moved is not heard any more where it was: the most silent ones are tried.
+        """
+        neighbours = self._tunnels_of_host(train.address[0]) if self._may_try() else ()
+        paths = [(t, t.peer.dtls) for t in neighbours if t.peer.dtls is not None]
+        for tunnel, path in nsmallest(REBIND_CANDIDATES, paths, key=_last_heard):
             try:
                 _, sequence, _ = path.opener.open(datagram, self._scratch)
             except Malformed:
@@ -286,6 +283,7 @@ class Datagrams:
         self._drops.add(counters.UNKNOWN_SOURCE)
 
     def _may_try(self) -> bool:
+        """Spend one of this second's tries."""
         second = int(self._clock())
         if second != self._tries_second:
             self._tries_second, self._tries_left = second, REBIND_TRIES_PER_SECOND
@@ -297,3 +295,7 @@ class Datagrams:
         late = [a for a, p in self._pending.items() if p.handshake.expire(now=now)]
         for address in late:
             self._drop_pending(address)
+
+
+def _last_heard(candidate: tuple[Tunnel, DtlsPath]) -> float:
+    return candidate[0].peer.liveness.heard_dtls_at

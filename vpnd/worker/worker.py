@@ -52,6 +52,7 @@ from vpnd.worker.streams import Admission, ClientConnection, connection_factory
 from vpnd.worker.tunnel import Tunnel
 
 TICK = 0.5  # seconds between two looks at the clocks of all sessions
+BACKLOG = 512  # connections that may wait to be accepted; asyncio takes so many in one turn
 APP_ID_SIZE = 32  # bytes; the longest a ClientHello's session id can carry
 
 
@@ -94,7 +95,7 @@ class Worker:
         self._watch(loop)
         servers = [
             await loop.create_server(
-                connection_factory(self, lambda: self._context), sock=listener, backlog=512
+                connection_factory(self, lambda: self._context), sock=listener, backlog=BACKLOG
             )
             for listener in self._listeners
         ]
@@ -102,7 +103,9 @@ class Worker:
         listening = asyncio.create_task(self.control.run())
         stopping = asyncio.create_task(self._stopping.wait())
         self.control.send(Ready())
-        await asyncio.wait({listening, stopping, ticking}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {listening, stopping, ticking}, return_when=asyncio.FIRST_COMPLETED
+        )
         for server in servers:
             server.close()
         for tunnel in list(self._tunnels.values()):
@@ -111,6 +114,8 @@ class Worker:
         self.control.close()
         for task in (ticking, listening, stopping):
             task.cancel()
+        for failed in done:
+            failed.result()  # a bug must not look like an orderly end
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Register the data path's readers."""
