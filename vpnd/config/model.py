@@ -159,7 +159,7 @@ class LimitsOptions:
     connections_per_address: int = 64
     """TCP connections at the same time from one IPv4 address or one IPv6 /64."""
 
-    handshakes_pending: int = 128
+    handshakes_pending: int = 512
     """TLS handshakes and logins that may be under way at the same time."""
 
 
