@@ -6,12 +6,15 @@ import signal
 import socket
 import struct
 import sys
+from dataclasses import replace
 
 from vpnd import log
 from vpnd.errors import Malformed, VpnError
 from vpnd.host.process import harden
 from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, Start, decode
-from vpnd.worker.worker import Worker
+from vpnd.worker.worker import BACKLOG, Worker
+
+OWN_FILES = 128  # TUN queues, listeners, UDP sockets, the border, libraries
 
 
 def main() -> int:
@@ -20,11 +23,11 @@ def main() -> int:
     # Ctrl-C reaches the whole group: the master decides when a worker ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     harden()
-    raise_fd_limit()
+    files = raise_fd_limit()
     try:
         settings, fds = receive_start(border)
         log.setup(settings.log_level)
-        worker = Worker(settings, fds)
+        worker = Worker(within_fd_limit(settings, files), fds)
         border.setblocking(False)
         asyncio.run(worker.run(border))
     except VpnError as exc:
@@ -51,10 +54,24 @@ def receive_start(border: socket.socket) -> tuple[Start, list[int]]:
     return message, fds
 
 
-def raise_fd_limit() -> None:
-    """Allow as many open connections as the system lets this process have."""
+def raise_fd_limit() -> int:
+    """Allow as many open files as the system lets this process have; return their number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def within_fd_limit(settings: Start, files: int) -> Start:
+    """Return the settings with no more connections than so many open files allow.
+
+    Else strangers would use up the files, and each further connection be an error of ours.
+    """
+    reserve = OWN_FILES + settings.tcp_listeners * BACKLOG
+    room = max(files - reserve, files // 2)
+    if settings.connections <= room:
+        return settings
+    log.warning("fewer connections than configured: raise LimitNOFILE (ulimit -n)", count=room)
+    return replace(settings, connections=room)
 
 
 if __name__ == "__main__":
