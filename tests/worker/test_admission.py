@@ -82,3 +82,14 @@ def test_the_numbers_are_those_of_a_plain_list(steps: list[tuple[bool, str, bool
 def test_an_ipv6_host_counts_by_its_64(host: str, network: str) -> None:
     """Anybody with one has 2^64 addresses."""
     assert network_of(host) == network
+
+
+def test_a_flood_of_refusals_is_a_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers must not fill the log; each reason is told at once and then counted."""
+    admission = Admission(LIMITS)
+    with caplog.at_level("INFO"):
+        for tick in range(300):
+            admission.tell_refusal("192.0.2.1:1", "too many connections", tick / 100)
+        admission.tell_refusal("192.0.2.2:1", "too many logins at once", 3.0)
+    counts = [line.rpartition("count=")[2] for line in caplog.messages]
+    assert counts == ["1", "100", "100", "1"]

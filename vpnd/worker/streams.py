@@ -40,7 +40,9 @@ from vpnd.worker.tunnel import Tunnel
 HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake
 CLOSE_TIMEOUT = 2.0  # seconds for the last bytes to leave before the connection is cut
 MAX_BACKLOG = 1024 * 1024  # bytes of ciphertext a client may leave unread before it is cut off
+REFUSAL_INTERVAL = 1.0  # seconds between two log lines of one reason: floods must not fill it
 TOO_MANY_LOGINS = "too many logins at once"
+GAVE_WAY = "too many logins at once, this address had most"
 _BUSY = "the service is busy, try again in a moment"
 
 
@@ -55,6 +57,8 @@ class Admission:
     logins: "dict[str, dict[ClientConnection, None]]" = field(default_factory=dict)
     """Those connections by client address, the oldest first."""
     _per_network: Counter[str] = field(default_factory=Counter)
+    _untold: Counter[str] = field(default_factory=Counter)
+    _told_at: dict[str, float] = field(default_factory=dict)
 
     def make_room(self, network: str) -> bool:
         """Cut off the oldest login of the address that has most, unless `network` has as many.
@@ -76,6 +80,14 @@ class Admission:
         if self.pending >= self.limits.handshakes_pending:
             return TOO_MANY_LOGINS
         return ""
+
+    def tell_refusal(self, address: str, reason: str, now: float) -> None:
+        """Log that a connection was refused; in a flood one line stands for `count` of them."""
+        self._untold[reason] += 1
+        if now >= self._told_at.get(reason, now - REFUSAL_INTERVAL) + REFUSAL_INTERVAL:
+            self._told_at[reason] = now
+            count = self._untold.pop(reason)
+            log.event("connection refused", address=address, reason=reason, count=count)
 
     def enter(self, network: str) -> None:
         self.total += 1
@@ -156,7 +168,7 @@ class ClientConnection(asyncio.Protocol):
         admission = self._host.admission
         refusal = admission.refusal(self._network)
         if refusal and not (refusal == TOO_MANY_LOGINS and admission.make_room(self._network)):
-            log.event("connection refused", address=self.outer, reason=refusal)
+            admission.tell_refusal(self.outer, refusal, self._host.now())
             self._transport.abort()
             return
         admission.enter(self._network)
@@ -425,7 +437,8 @@ class ClientConnection(asyncio.Protocol):
     def give_way(self) -> None:
         """Close at once: an address with fewer logins needs the place."""
         self._release(TOO_MANY_LOGINS)
-        self._too_late(TOO_MANY_LOGINS)
+        self._host.admission.tell_refusal(self.outer, GAVE_WAY, self._host.now())
+        self._too_late("")
 
 
 def connection_factory(
