@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).parent.parent
 CODE = ("helper", "tests", "vpnctl", "vpnd")  # not .cache, which holds what others wrote
 HIDDEN = {".git", ".cache", ".hypothesis"}

@@ -9,7 +9,7 @@ import pytest
 from tests.netns.demo import FOLDER
 from tests.netns.namespace import NETNS, ROOT
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(autouse=True)

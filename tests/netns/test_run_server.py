@@ -15,7 +15,7 @@ from tests.netns.openconnect import OpenConnect
 from tests.netns.process import Pid, Process
 from tests.netns.snapshot import differences, snapshot
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(180)]
 
 
 class Machine:

@@ -25,7 +25,10 @@ class Terminal:
     """vpnctl on a terminal of its own."""
 
     def __init__(self, *arguments: str) -> None:
-        self._master, slave = pty.openpty()
+        try:
+            self._master, slave = pty.openpty()
+        except OSError:
+            pytest.skip("there are no terminals here: mount -t devpts devpts /dev/pts")
         self._process = subprocess.Popen(
             [sys.executable, "-c", ON_TERMINAL, os.ttyname(slave), *arguments],
             stdin=slave,
