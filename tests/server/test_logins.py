@@ -18,7 +18,7 @@ from vpnd.server.logins import Logins
 from vpnd.server.sessions import Sessions
 from vpnd.store.contract import Client, Session, Store, User
 from vpnd.store.memory import MemoryStore
-from vpnd.worker.control import LoginQuery, LoginReply, OpenQuery
+from vpnd.worker.messages import LoginQuery, LoginReply, OpenQuery
 
 CHEAP = Cost(ln=2, r=1, p=1)
 FAR = 4e9  # a certificate's end in another century

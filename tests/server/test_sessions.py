@@ -13,7 +13,7 @@ from vpnd.policy.leases import MAX_SLOTS, Pool, PoolExhausted
 from vpnd.server.sessions import Sessions
 from vpnd.store.contract import Client, Session, Store, User
 from vpnd.store.memory import MemoryStore
-from vpnd.worker.control import OpenQuery, OpenReply, TunnelEnded
+from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded
 
 NOW = 10_000.0
 COOKIE_TIMEOUT = 300

@@ -17,13 +17,8 @@ from tests.protocol.authority import TestSite
 from vpnd.errors import HelperError
 from vpnd.server import supervisor
 from vpnd.server.supervisor import Supervisor, worker_environment
-from vpnd.worker.control import (
-    Message,
-    PeerGone,
-    Start,
-    StatusQuery,
-    StatusReply,
-)
+from vpnd.worker.control import PeerGone
+from vpnd.worker.messages import Message, Start, StatusQuery, StatusReply
 
 WAIT = 20.0  # seconds; a test that needs them has failed
 

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager, suppress
 from tests.protocol.authority import ClientFiles, TestSite
 from tests.protocol.tls_client import TlsClient
 from vpnd.wire import cstp
-from vpnd.worker.control import (
-    ControlChannel,
+from vpnd.worker.control import ControlChannel
+from vpnd.worker.messages import (
     LoginQuery,
     LoginReply,
     Message,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.worker.control import Start
+from vpnd.worker.messages import Start
 from vpnd.worker.streams import Admission, network_of
 
 LIMITS = Start(

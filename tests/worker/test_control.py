@@ -14,23 +14,19 @@ from hypothesis import strategies as st
 
 from vpnd.auth.contract import CertificateFacts
 from vpnd.errors import Malformed
-from vpnd.worker import control
-from vpnd.worker.control import (
-    MAX_MESSAGE,
-    ControlChannel,
+from vpnd.worker import messages
+from vpnd.worker.control import MAX_MESSAGE, ControlChannel, PeerGone, decode, encode
+from vpnd.worker.messages import (
     EndTunnel,
     LoginQuery,
     LoginReply,
     Message,
     OpenQuery,
-    PeerGone,
     Ready,
     StatusQuery,
     StatusReply,
     Stop,
     TunnelEnded,
-    decode,
-    encode,
 )
 
 WAIT = 5.0  # seconds; a test that needs them has failed
@@ -336,7 +332,7 @@ def test_messages_are_handled_in_the_order_they_came() -> None:
 
 def test_a_status_of_many_sessions_fits_a_message() -> None:
     """`vpnctl status` on a full worker must not look like a broken protocol."""
-    one = control.TunnelStatus(
+    one = messages.TunnelStatus(
         2**31, "[2001:db8:1111:2222:3333:4444:5555:6666]:65535", "DTLS", "CHACHA20-POLY1305",
         "TLSv1.3", "TLS_CHACHA20_POLY1305_SHA256", "X25519MLKEM768", 86400, 2**50, 2**40, 2**50,
         2**40, {"inner-source": 2**30, "not-authentic": 2**30, "replayed": 2**30},

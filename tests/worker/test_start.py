@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from vpnd.worker.__main__ import OWN_FILES, within_fd_limit
-from vpnd.worker.control import Start
+from vpnd.worker.messages import Start
 from vpnd.worker.worker import BACKLOG
 
 SETTINGS = Start(

@@ -15,7 +15,7 @@ from tests.protocol.psk_client import PskClient
 from tests.worker.site import COOKIE, GRANTED, WAIT, Bench, connect_request, running
 from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
-from vpnd.worker.control import (
+from vpnd.worker.messages import (
     EndTunnel,
     FormInput,
     LoginQuery,

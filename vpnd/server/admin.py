@@ -16,8 +16,9 @@ from vpnd.server.network import Network
 from vpnd.server.sessions import LiveTunnel, Sessions
 from vpnd.store import contract
 from vpnd.store.contract import Store
-from vpnd.worker.control import Message as WorkerMessage
-from vpnd.worker.control import PeerGone, StatusQuery, StatusReply, TunnelStatus
+from vpnd.worker.control import PeerGone
+from vpnd.worker.messages import Message as WorkerMessage
+from vpnd.worker.messages import StatusQuery, StatusReply, TunnelStatus
 
 NEXT_PUBLIC_KEY = "server-next.pub"  # in the state directory, made by vpnctl pki init
 

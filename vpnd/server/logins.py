@@ -12,7 +12,7 @@ from vpnd.config.model import AuthOptions
 from vpnd.errors import VpnError
 from vpnd.server.sessions import Sessions
 from vpnd.store.contract import Store
-from vpnd.worker.control import FormInput, LoginQuery, LoginReply
+from vpnd.worker.messages import FormInput, LoginQuery, LoginReply
 
 
 class Logins:

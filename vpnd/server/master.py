@@ -29,7 +29,7 @@ from vpnd.server.sessions import Sessions
 from vpnd.server.supervisor import Supervisor
 from vpnd.store.leasing import own_ula_network
 from vpnd.store.sqlite import open_store
-from vpnd.worker.control import (
+from vpnd.worker.messages import (
     EndTunnel,
     LoginQuery,
     Message,

@@ -19,7 +19,7 @@ from vpnd.errors import StoreError, VpnError
 from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
 from vpnd.store.contract import Session, Store
 from vpnd.store.leasing import KeysInUse, take_lease, touch_lease
-from vpnd.worker.control import OpenQuery, OpenReply, TunnelEnded
+from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded
 
 EndTunnel = Callable[[int, str], None]
 """(tunnel number, reason): tell the worker to end it and the client not to come back."""

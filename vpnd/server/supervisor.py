@@ -14,16 +14,8 @@ from pathlib import Path
 import vpnd
 from vpnd import log
 from vpnd.errors import HelperError, Malformed
-from vpnd.worker.control import (
-    TUN_GONE,
-    ControlChannel,
-    Message,
-    PeerGone,
-    Ready,
-    Start,
-    Stop,
-    encode,
-)
+from vpnd.worker.control import TUN_GONE, ControlChannel, PeerGone, encode
+from vpnd.worker.messages import Message, Ready, Start, Stop
 
 START_TIMEOUT = 20.0  # seconds from exec to Ready, on a slow machine
 STOP_TIMEOUT = 5.0  # seconds from Stop to exit; then it is killed

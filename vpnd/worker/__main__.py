@@ -11,7 +11,8 @@ from dataclasses import replace
 from vpnd import log
 from vpnd.errors import Malformed, VpnError
 from vpnd.host.process import harden
-from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, Start, decode
+from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, decode
+from vpnd.worker.messages import Start
 from vpnd.worker.worker import BACKLOG, Worker
 
 OWN_FILES = 128  # TUN queues, listeners, UDP sockets, the border, libraries

@@ -15,210 +15,16 @@ import struct
 import types
 import typing
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from vpnd.auth.contract import CertificateFacts
 from vpnd.errors import Malformed, VpnError
+from vpnd.worker.messages import TYPES, Failed, Message
 
 TUN_GONE = 3  # exit status of a worker whose interface was deleted
 MAX_MESSAGE = 64 * 1024 * 1024  # a status of 65,536 tunnels, the most a configuration allows
 MAX_FDS = 64  # beside the first message: TUN queue, listeners, UDP sockets
 _LENGTH = struct.Struct("!I")
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Master -> worker, first message: how to work.
-
-    The descriptors beside it: TUN queue, TCP listeners, UDP sockets.
-    """
-
-    tcp_listeners: int
-    udp_sockets: int
-    certificate: str
-    key: str
-    client_ca: str
-    allow_tls12: bool
-    dtls: bool
-    port: int
-    connections: int
-    connections_per_address: int
-    handshakes_pending: int
-    login_timeout_s: int
-    log_level: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Worker -> master: serving."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoginQuery:
-    """Worker -> master: one step of a login."""
-
-    address: str
-    login_cookie: str | None = field(repr=False)
-    values: dict[str, str] = field(repr=False)
-    group: str | None
-    restart: bool
-    certificate: CertificateFacts | None
-
-
-@dataclass(frozen=True, slots=True)
-class FormInput:
-    """One field of a login form."""
-
-    name: str
-    type: str
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class LoginReply:
-    """Master -> worker: what to answer."""
-
-    outcome: str
-    """`form`, `accepted`, `refused` or `busy`."""
-    message: str = ""
-    error: str | None = None
-    inputs: list[FormInput] = field(default_factory=list)
-    cookie: str = field(default="", repr=False)
-    """The login cookie with a form, the session cookie when accepted."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenQuery:
-    """Worker -> master: a client wants its tunnel."""
-
-    cookie: str = field(repr=False)
-    address: str
-    certificate: CertificateFacts | None
-    hostname: str
-    user_agent: str
-    wants_ipv4: bool
-    wants_ipv6: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OpenReply:
-    """Master -> worker: the tunnel's parameters, or `refused` with a reason."""
-
-    refused: int = 0
-    """HTTP status of a refusal, 0 when granted."""
-    reason: str = ""
-    tunnel: int = 0
-    """Number of this tunnel; a session that reconnects gets a new one."""
-    session: str = ""
-    user: str = ""
-    address4: str = ""
-    netmask4: str = ""
-    address6: str = ""
-    prefix6: int = 0
-    mtu: int = 0
-    dns: list[str] = field(default_factory=list)
-    default_domain: str = ""
-    split_include: list[str] = field(default_factory=list)
-    split_exclude: list[str] = field(default_factory=list)
-    server_name: str = ""
-    dpd_s: int = 0
-    keepalive_s: int = 0
-    idle_timeout_s: int = 0
-    session_left_s: int = 0
-    """Seconds until the session ends for good, 0 = no limit."""
-    rekey_s: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TunnelEnded:
-    """Worker -> master: a tunnel is gone."""
-
-    tunnel: int
-    session: str
-    reason: str
-    final: bool
-    """The session is over; otherwise its cookie stays good for a while."""
-    rx_bytes: int = 0
-    tx_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EndTunnel:
-    """Master -> worker: end this tunnel; with `bye` the client is told not to come back."""
-
-    tunnel: int
-    reason: str
-    bye: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StatusQuery:
-    """Master -> worker."""
-
-
-@dataclass(frozen=True, slots=True)
-class TunnelStatus:
-    """The living figures of one tunnel."""
-
-    tunnel: int
-    outer: str
-    channel: str
-    cipher: str
-    tls_version: str
-    tls_cipher: str
-    group: str
-    keys_age_s: int
-    rx_bytes: int
-    rx_packets: int
-    tx_bytes: int
-    tx_packets: int
-    drops: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class OffloadStatus:
-    """One use of the kernel's batches."""
-
-    name: str
-    on: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StatusReply:
-    """Worker -> master."""
-
-    tunnels: list[TunnelStatus]
-    drops: dict[str, int]
-    offloads: list[OffloadStatus]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Either way: the reply to a query whose handler broke."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Master -> worker: close everything and exit; sessions stay resumable."""
-
-
-Message = (
-    Start
-    | Ready
-    | LoginQuery
-    | LoginReply
-    | OpenQuery
-    | OpenReply
-    | TunnelEnded
-    | EndTunnel
-    | StatusQuery
-    | StatusReply
-    | Stop
-    | Failed
-)
-_TYPES = {kind.__name__: kind for kind in typing.get_args(Message)}
 
 
 def encode(message: Message, *, number: int = 0, reply_to: int = 0) -> bytes:
@@ -237,7 +43,7 @@ def decode(data: bytes) -> tuple[Message, int, int]:
     """Return (message, number, reply_to).  Raises Malformed for anything unexpected."""
     try:
         frame = json.loads(data)
-        kind = _TYPES[frame["type"]]
+        kind = TYPES[frame["type"]]
         number, reply_to = frame["id"], frame["re"]
         if type(number) is not int or type(reply_to) is not int:
             raise Malformed("message numbers")

@@ -26,15 +26,8 @@ from vpnd.protocol.tls_stream import TlsStream
 from vpnd.wire import cstp
 from vpnd.wire.auth_messages import AuthForm, Input
 from vpnd.wire.cstp import PacketType
-from vpnd.worker.control import (
-    ControlChannel,
-    LoginQuery,
-    LoginReply,
-    OpenQuery,
-    OpenReply,
-    PeerGone,
-    Start,
-)
+from vpnd.worker.control import ControlChannel, PeerGone
+from vpnd.worker.messages import LoginQuery, LoginReply, OpenQuery, OpenReply, Start
 from vpnd.worker.tunnel import Tunnel
 
 HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake

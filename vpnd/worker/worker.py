@@ -32,9 +32,9 @@ from vpnd.protocol.path_mtu import tunnel_mtu
 from vpnd.protocol.tls_stream import server_context
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.tunnel_params import MIN_IPV6_MTU, DtlsParams, TunnelParams
-from vpnd.worker.control import (
-    TUN_GONE,
-    ControlChannel,
+from vpnd.worker.control import TUN_GONE, ControlChannel
+from vpnd.worker.datagrams import Datagrams
+from vpnd.worker.messages import (
     EndTunnel,
     Message,
     OffloadStatus,
@@ -47,7 +47,6 @@ from vpnd.worker.control import (
     TunnelEnded,
     TunnelStatus,
 )
-from vpnd.worker.datagrams import Datagrams
 from vpnd.worker.streams import Admission, ClientConnection, connection_factory
 from vpnd.worker.tunnel import Tunnel
 

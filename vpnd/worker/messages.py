@@ -1,0 +1,337 @@
+"""What master and worker say to each other; `worker.control` carries it.
+
+Every message is a frozen dataclass of plain values.  Each says who sends it.
+"""
+
+import typing
+from dataclasses import dataclass, field
+
+from vpnd.auth.contract import CertificateFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Master -> worker, first message: how to work.
+
+    The descriptors beside it: TUN queue, TCP listeners, UDP sockets.
+    """
+
+    tcp_listeners: int
+    udp_sockets: int
+    certificate: str
+    key: str
+    client_ca: str
+    allow_tls12: bool
+    dtls: bool
+    port: int
+    connections: int
+    connections_per_address: int
+    handshakes_pending: int
+    login_timeout_s: int
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker -> master: serving."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginQuery:
+    """Worker -> master: one step of a login."""
+
+    address: str
+    login_cookie: str | None = field(repr=False)
+    values: dict[str, str] = field(repr=False)
+    group: str | None
+    restart: bool
+    certificate: CertificateFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class FormInput:
+    """One field of a login form."""
+
+    name: str
+    type: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoginReply:
+    """Master -> worker: what to answer."""
+
+    outcome: str
+    """`form`, `accepted`, `refused` or `busy`."""
+    message: str = ""
+    error: str | None = None
+    inputs: list[FormInput] = field(default_factory=list)
+    cookie: str = field(default="", repr=False)
+    """The login cookie with a form, the session cookie when accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQuery:
+    """Worker -> master: a client wants its tunnel."""
+
+    cookie: str = field(repr=False)
+    address: str
+    certificate: CertificateFacts | None
+    hostname: str
+    user_agent: str
+    wants_ipv4: bool
+    wants_ipv6: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OpenReply:
+    """Master -> worker: the tunnel's parameters, or `refused` with a reason."""
+
+    refused: int = 0
+    """HTTP status of a refusal, 0 when granted."""
+    reason: str = ""
+    tunnel: int = 0
+    """Number of this tunnel; a session that reconnects gets a new one."""
+    session: str = ""
+    user: str = ""
+    address4: str = ""
+    netmask4: str = ""
+    address6: str = ""
+    prefix6: int = 0
+    mtu: int = 0
+    dns: list[str] = field(default_factory=list)
+    default_domain: str = ""
+    split_include: list[str] = field(default_factory=list)
+    split_exclude: list[str] = field(default_factory=list)
+    server_name: str = ""
+    dpd_s: int = 0
+    keepalive_s: int = 0
+    idle_timeout_s: int = 0
+    session_left_s: int = 0
+    """Seconds until the session ends for good, 0 = no limit."""
+    rekey_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelEnded:
+    """Worker -> master: a tunnel is gone."""
+
+    tunnel: int
+    session: str
+    reason: str
+    final: bool
+    """The session is over; otherwise its cookie stays good for a while."""
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndTunnel:
+    """Master -> worker: end this tunnel; with `bye` the client is told not to come back."""
+
+    tunnel: int
+    reason: str
+    bye: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StatusQuery:
+    """Master -> worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelStatus:
+    """The living figures of one tunnel."""
+
+    tunnel: int
+    outer: str
+    channel: str
+    cipher: str
+    tls_version: str
+    tls_cipher: str
+    group: str
+    keys_age_s: int
+    rx_bytes: int
+    rx_packets: int
+    tx_bytes: int
+    tx_packets: int
+    drops: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadStatus:
+    """One use of the kernel's batches."""
+
+    name: str
+    on: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReply:
+    """Worker -> master."""
+
+    tunnels: list[TunnelStatus]
+    drops: dict[str, int]
+    offloads: list[OffloadStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Master -> worker: are you there?  The answer is `Ready`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEntry:
+    """One server a client may connect to."""
+
+    host: str
+    port: int
+    server_name: str
+    """The name its certificate must have where no pin is given."""
+    pins: list[str]
+    """`pin-sha256:...`; one must match, and then neither CA nor name is looked at."""
+    ca_pem: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartClient:
+    """Master -> worker, first message in the client role; the TUN queue is beside it."""
+
+    remotes: list[RemoteEntry]
+    """In the order to be tried."""
+    path: str
+    """Path of the login page, `/` if none was asked for."""
+    user: str
+    certificate_pem: str
+    key_pem: str = field(repr=False)
+    allow_tls12: bool
+    dtls: bool
+    mtu: int
+    """Largest inner packet to accept, 0 = what the server says."""
+    hostname: str
+    rekey_s: int
+    reconnect_timeout_s: int
+    """How long to try after a loss before giving up, 0 = for ever."""
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Worker -> master: the server asks something that only a person can answer."""
+
+    message: str
+    error: str | None
+    inputs: list[FormInput]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReply:
+    """Master -> worker: the answers by field name, or that there will be none."""
+
+    values: dict[str, str] = field(repr=False)
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """Worker -> master: what the server gave; the same again after a reconnect."""
+
+    address4: str
+    prefix4: int
+    address6: str
+    prefix6: int
+    mtu: int
+    split_include: list[str]
+    split_exclude: list[str]
+    dns: list[str]
+    default_domain: str
+    remote: str
+    """The outer address in use."""
+    banner: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReady:
+    """Master -> worker: address and routes are in force, or why not."""
+
+    refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """Worker -> master: how the connection is."""
+
+    state: str
+    """`resolving`, `connecting`, `logging-in`, `connected`, `reconnecting`, `waiting`."""
+    reason: str
+    remote: str
+    attempt: int
+    next_try_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Worker -> master: the client does not come back by itself."""
+
+    reason: str
+    exit_status: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """Master -> worker: look at once whether the server is still reached."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """Master -> worker: change all session keys now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """Worker -> master: the reply."""
+
+    ok: bool
+    reason: str
+    keys_age_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Either way: the reply to a query whose handler broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Master -> worker: close everything and exit; sessions stay resumable."""
+
+
+Message = (
+    Start
+    | Ready
+    | LoginQuery
+    | LoginReply
+    | OpenQuery
+    | OpenReply
+    | TunnelEnded
+    | EndTunnel
+    | StatusQuery
+    | StatusReply
+    | Stop
+    | Failed
+    | Ping
+    | StartClient
+    | Prompt
+    | PromptReply
+    | LinkUp
+    | LinkReady
+    | ClientState
+    | Ended
+    | NetworkChanged
+    | Rotate
+    | Rotated
+)
+TYPES = {kind.__name__: kind for kind in typing.get_args(Message)}
