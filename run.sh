@@ -361,7 +361,7 @@ run_tests() {
     if ((EUID == 0)); then
         need_network_rights
         need_capability "$CAP_SYS_ADMIN" CAP_SYS_ADMIN
-        need_packages "${TEST_PACKAGES[@]}"
+        need_packages "${PROGRAM_PACKAGES[@]}" "${CLONE_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
         prepare test test -- "$@"
         locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect
     else
