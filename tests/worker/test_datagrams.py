@@ -15,7 +15,6 @@ from vpnd.wire.dtls_record import ALERT, HEADER, SUITES
 from vpnd.worker.datagrams import (
     HANDSHAKES_PER_TUNNEL,
     REBIND_CANDIDATES,
-    STEPS_PER_TURN,
     WAITING_STEPS,
 )
 from vpnd.worker.tunnel import Tunnel
@@ -372,16 +371,16 @@ def test_the_silent_one_of_many_neighbours_is_found(gateway: Gateway) -> None:
 
 
 def test_data_gets_its_turn_between_handshake_steps(gateway: Gateway) -> None:
-    """Two steps, 0.75 ms each, then whatever is readable."""
+    """One step of 0.75 ms beside one of TLS, then whatever is readable."""
     tunnels = [gateway.tunnel(n) for n in range(2, 8)]
     devices = [gateway.device(tunnel) for tunnel in tunnels]
     for device in devices:
         device.send(device.openssl.hello())
     gateway.turn()
     answered = [bool(device.answers()) for device in devices]
-    assert answered == [True] * STEPS_PER_TURN + [False] * (6 - STEPS_PER_TURN)
+    assert answered == [True] + [False] * 5
     gateway.turn()
-    assert sum(bool(device.answers()) for device in devices) == STEPS_PER_TURN
+    assert sum(bool(device.answers()) for device in devices) == 1
 
 
 def test_steps_that_wait_are_bounded(gateway: Gateway) -> None:
@@ -393,7 +392,7 @@ def test_steps_that_wait_are_bounded(gateway: Gateway) -> None:
         gateway.datagrams._put_off(data, ("127.0.0.1", port), [], hello)
     assert gateway.drops.as_dict() == {counters.HANDSHAKE_LIMIT: 10}
     assert len(gateway.calls) == 1
-    gateway.datagrams._waiting.clear()
+    gateway.datagrams._turns._steps.clear()
 
 
 def test_a_handshake_that_takes_too_long_is_given_up(gateway: Gateway) -> None:

@@ -1,5 +1,6 @@
 """What vpnctl may ask of the server (ipc.api.Backend)."""
 
+import asyncio
 import time
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +21,7 @@ from vpnd.worker.control import PeerGone
 from vpnd.worker.messages import Message as WorkerMessage
 from vpnd.worker.messages import StatusQuery, StatusReply, TunnelStatus
 
+STATUS_TIMEOUT = 5.0  # seconds for the worker's figures; without them the rest is shown
 NEXT_PUBLIC_KEY = "server-next.pub"  # in the state directory, made by vpnctl pki init
 
 
@@ -61,8 +63,8 @@ class Admin:
 
     async def get_status(self) -> api.Status:
         try:
-            reply = await self._worker.ask(StatusQuery())
-        except PeerGone:
+            reply = await asyncio.wait_for(self._worker.ask(StatusQuery()), STATUS_TIMEOUT)
+        except (PeerGone, TimeoutError):
             reply = None
         living = reply if isinstance(reply, StatusReply) else StatusReply([], {}, [])
         tunnels = {status.tunnel: status for status in living.tunnels}
@@ -186,7 +188,8 @@ class Admin:
         if user is None:
             raise api.NotFound(kind="user", name=name)
         self._store.users.put(replace(user, password_hash=hashed))
-        log.event("password changed", user=name)
+        ended = self._sessions.end_client(name, None, "password changed")
+        log.event("password changed", user=name, count=ended)
 
     # clients
 

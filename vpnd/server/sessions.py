@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from vpnd import log
+from vpnd.auth.contract import CertificateFacts
 from vpnd.auth.cookies import cookie_hash, new_cookie, new_session_id
 from vpnd.auth.login import LoginAccepted
 from vpnd.auth.standing import session_refusal
@@ -96,7 +97,7 @@ class Sessions:
     def open(self, query: OpenQuery, now: float) -> OpenReply:
         """Decide about a CONNECT.  A refusal says 401: log in again, or 503: try later."""
         session = self._store.sessions.by_cookie(cookie_hash(query.cookie))
-        reason = self._refusal(session, now)
+        reason = self._refusal(session, query.certificate, now)
         if session is None or reason:
             user = session.user if session else _claimed(query)
             log.warning("tunnel refused", user=user, address=query.address, reason=reason)
@@ -125,9 +126,14 @@ class Sessions:
         has4 = pool.ipv4 is not None and query.wants_ipv4
         return has4 or (pool.ipv6 is not None and query.wants_ipv6)
 
-    def _refusal(self, session: Session | None, now: float) -> str:
+    def _refusal(
+        self, session: Session | None, certificate: CertificateFacts | None, now: float
+    ) -> str:
         if session is None:
             return "unknown cookie"
+        shown = certificate and (certificate.user, certificate.client)
+        if shown and session.client and shown != (session.user, session.client):
+            return "certificate of another client"  # and so the cookie is, too
         timeout = self._config.session.cookie_timeout_s
         if not session.is_valid(now, cookie_timeout_s=timeout):
             return "cookie has expired"
@@ -247,8 +253,11 @@ class Sessions:
         for tunnel in tunnels:
             self._settle(tunnel.session.id, final=False, now=now)
 
-    def end_client(self, user: str, client: str, reason: str) -> int:
-        """End all sessions of a client for good; return how many there were."""
+    def end_client(self, user: str, client: str | None, reason: str) -> int:
+        """End all sessions of a client for good; return how many there were.
+
+        None stands for the user's logins by password.
+        """
         ended = 0
         for tunnel in list(self.live.values()):
             if (tunnel.session.user, tunnel.session.client) == (user, client):

@@ -15,9 +15,11 @@ import vpnd
 from vpnd import log
 from vpnd.errors import HelperError, Malformed
 from vpnd.worker.control import TUN_GONE, ControlChannel, PeerGone, encode
-from vpnd.worker.messages import Message, Ready, Start, Stop
+from vpnd.worker.messages import Message, Ping, Ready, Start, Stop
 
 START_TIMEOUT = 20.0  # seconds from exec to Ready, on a slow machine
+PING_INTERVAL = 5.0  # seconds between two questions whether the worker still works
+PING_TIMEOUT = 15.0  # seconds for the answer, on a machine that has other things to do
 STOP_TIMEOUT = 5.0  # seconds from Stop to exit; then it is killed
 RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one for good
 STEADY_AFTER = 60.0  # seconds of work after which a death counts as the first again
@@ -107,6 +109,7 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours)
         self._channel = ControlChannel(reader, writer, self._receive)
         late = asyncio.get_running_loop().call_later(START_TIMEOUT, self._kill_unless_ready)
+        watching = asyncio.create_task(self._watch(process))
         try:
             await self._channel.run()
         except Malformed as exc:
@@ -114,10 +117,25 @@ class Supervisor:
             process.kill()
         finally:
             late.cancel()
+            watching.cancel()
             self._ready.clear()
             self._channel = None
             self._on_gone()
         return await self._reap(process)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a worker that does not answer any more: its clients come back to a new one."""
+        await self._ready.wait()
+        while True:
+            await asyncio.sleep(PING_INTERVAL)
+            try:
+                await asyncio.wait_for(self.ask(Ping()), PING_TIMEOUT)
+            except PeerGone:
+                return
+            except TimeoutError:
+                log.error("worker does not answer, killing it", pid=process.pid)
+                process.kill()
+                return
 
     def _kill_unless_ready(self) -> None:
         if not self.is_ready and self._process is not None:

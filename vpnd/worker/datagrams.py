@@ -5,9 +5,9 @@ names a session by its App-ID, the next step of a handshake under way, or a reco
 client whose outer address changed.  Anything else is dropped in silence, without state.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 
 from vpnd import log
@@ -22,10 +22,10 @@ from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_hello import is_client_hello, peek_client_hello
 from vpnd.wire.dtls_record import ALERT, APPLICATION_DATA, HANDSHAKE
 from vpnd.worker.tunnel import Tunnel
+from vpnd.worker.turns import Turns
 
 HANDSHAKES_PER_TUNNEL = 4  # under way at once; a fifth waits until one ends
 HANDSHAKES_TOTAL = 512  # 70 KiB each while they last
-STEPS_PER_TURN = 2  # handshake steps (0.75 ms each); then data gets its turn
 WAITING_STEPS = 256  # datagrams that may wait for their turn; clients repeat what is lost
 REBIND_CANDIDATES = 4  # sessions of the same outer host that a stray record is tried on
 REBIND_TRIES_PER_SECOND = 50  # stray records looked at; a flood of them costs no more
@@ -62,8 +62,7 @@ class Datagrams:
         self._drops = drops
         self._clock = clock
         self._tunnels_of_host = tunnels_of_host
-        self._call_soon = call_soon
-        self._waiting: deque[tuple[UdpSocket, Train]] = deque()
+        self._turns = Turns(call_soon)
         self._by_app_id: dict[bytes, Tunnel] = {}
         self._by_peer: dict[Peer, Tunnel] = {}
         self._pending: dict[Address, _Pending] = {}
@@ -96,20 +95,11 @@ class Datagrams:
         self, udp: UdpSocket, address: Address, ancillary: Ancillary, datagram: bytes
     ) -> None:
         """Let a handshake's datagram wait until the data of this wake-up is through."""
-        if len(self._waiting) >= WAITING_STEPS:
+        if len(self._turns) >= WAITING_STEPS:
             self._drops.add(counters.HANDSHAKE_LIMIT)
             return
-        if not self._waiting:
-            self._call_soon(self._take_turn)
         train = Train(memoryview(datagram), len(datagram), address, ancillary)
-        self._waiting.append((udp, train))
-
-    def _take_turn(self) -> None:
-        for _ in range(min(STEPS_PER_TURN, len(self._waiting))):
-            udp, train = self._waiting.popleft()
-            self._handshake_datagram(udp, train)
-        if self._waiting:
-            self._call_soon(self._take_turn)
+        self._turns.add(partial(self._handshake_datagram, udp, train))
 
     def _handshake_datagram(self, udp: UdpSocket, train: Train) -> None:
         datagram = train.data

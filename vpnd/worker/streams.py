@@ -32,6 +32,7 @@ from vpnd.worker.tunnel import Tunnel
 
 HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake
 CLOSE_TIMEOUT = 2.0  # seconds for the last bytes to leave before the connection is cut
+MAX_EARLY = 256 * 1024  # bytes of a TLS handshake that may wait: one read of the event loop
 MAX_BACKLOG = 1024 * 1024  # bytes of ciphertext a client may leave unread before it is cut off
 REFUSAL_INTERVAL = 1.0  # seconds between two log lines of one reason: floods must not fill it
 TOO_MANY_LOGINS = "too many logins at once"
@@ -130,6 +131,10 @@ class TunnelHost(Protocol):
         """Write what the client sent to the TUN."""
         ...
 
+    def take_turn(self, step: Callable[[], None]) -> None:
+        """Run a step of a TLS handshake once data has had its turn."""
+        ...
+
     def now(self) -> float: ...
 
 
@@ -148,6 +153,8 @@ class ClientConnection(asyncio.Protocol):
         self._admitted = False
         self._pending = False
         """Admitted, and no tunnel open yet."""
+        self._early = bytearray()
+        """Bytes of the TLS handshake that wait for their turn."""
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -170,6 +177,22 @@ class ClientConnection(asyncio.Protocol):
         self._limit_time(HANDSHAKE_TIMEOUT, "TLS handshake timed out")
 
     def data_received(self, data: bytes) -> None:
+        if self.tls.established:
+            self._receive(data)
+            return
+        if not self._early:
+            self._host.take_turn(self._handshake_step)
+        self._early += data
+        if len(self._early) > MAX_EARLY:
+            self.close("more than a TLS handshake needs")
+
+    def _handshake_step(self) -> None:
+        data = bytes(self._early)
+        self._early.clear()
+        if data and not self._gone:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         try:
             handshaking = not self.tls.established
             records = self.tls.receive(data)
@@ -253,8 +276,11 @@ class ClientConnection(asyncio.Protocol):
                 await self._login(event)
             else:
                 await self._connect(event)
-        except PeerGone:
-            self.close("server is stopping")
+        except PeerGone as exc:
+            self.close(str(exc))
+        except Exception:  # a bug of ours: this client must not hang, nor others notice
+            logging.getLogger(__name__).exception("request of %s failed", self.outer)
+            self.close("request failed")
         self._send_plaintext()
         self.flush()
         if self.channel.state is State.CLOSING:

@@ -5,10 +5,11 @@ no file that matters, knows no database, and when the master is gone it ends.
 """
 
 import asyncio
+import logging
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import (
     IPv4Address,
     IPv6Interface,
@@ -39,6 +40,7 @@ from vpnd.worker.messages import (
     Message,
     OffloadStatus,
     OpenReply,
+    Ping,
     Ready,
     Start,
     StatusQuery,
@@ -49,6 +51,7 @@ from vpnd.worker.messages import (
 )
 from vpnd.worker.streams import Admission, ClientConnection, connection_factory
 from vpnd.worker.tunnel import Tunnel
+from vpnd.worker.turns import Turns
 
 TICK = 0.5  # seconds between two looks at the clocks of all sessions
 BACKLOG = 512  # connections that may wait to be accepted; asyncio takes so many in one turn
@@ -89,6 +92,7 @@ class Worker:
     async def run(self, border: socket.socket) -> None:
         """Serve until the master says stop or is gone."""
         loop = asyncio.get_running_loop()
+        self._handshakes = Turns(loop.call_soon)
         reader, writer = await asyncio.open_connection(sock=border)
         self.control = ControlChannel(reader, writer, self._on_message)
         self._watch(loop)
@@ -225,6 +229,10 @@ class Worker:
             )
         )
 
+    def take_turn(self, step: Callable[[], None]) -> None:
+        """Run a step of a TLS handshake once data has had its turn."""
+        self._handshakes.add(step)
+
     def packets_from_tls(self, peer: Peer, packets: list[memoryview]) -> None:
         """Write what the client sent to the TUN."""
         self._inbound.from_tls(peer, packets)
@@ -237,9 +245,16 @@ class Worker:
             now = self.now()
             self._datagrams.expire(now)
             for tunnel in list(self._tunnels.values()):
-                peer = tunnel.peer
-                for action in peer.liveness.expire(now, dtls_active=peer.dtls_active):
-                    self._act(tunnel, action)
+                try:
+                    self._look_after(tunnel, now)
+                except Exception:  # a bug of ours costs one tunnel, not all
+                    logging.getLogger(__name__).exception("tunnel of %s failed", tunnel.user)
+                    tunnel.channel.finish("internal error", final=False)
+
+    def _look_after(self, tunnel: Tunnel, now: float) -> None:
+        peer = tunnel.peer
+        for action in peer.liveness.expire(now, dtls_active=peer.dtls_active):
+            self._act(tunnel, action)
 
     @staticmethod
     def _act(tunnel: Tunnel, action: Action) -> None:
@@ -263,6 +278,8 @@ class Worker:
     async def _on_message(self, message: Message) -> Message | None:
         if isinstance(message, StatusQuery):
             return self._status()
+        if isinstance(message, Ping):
+            return Ready()
         if isinstance(message, EndTunnel):
             tunnel = self._tunnels.get(message.tunnel)
             if tunnel is not None:
