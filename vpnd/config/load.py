@@ -74,31 +74,28 @@ READERS: Mapping[str, Mapping[str, values.Reader[Any]]] = {
 def load_server(path: Path | str) -> ServerConfig:
     """Return the configuration in `path`.  Raises ConfigError, and nothing else."""
     path = Path(path)
-    raw = _parse(path)
-    _refuse_unknown(path, "", raw, READERS)
-    tables: dict[str, Any] = {}
-    for table in fields(ServerConfig):
-        written = raw.get(table.name, {})
-        if not isinstance(written, dict):
-            raise ConfigError(f"{path}: {table.name}: not a table; write [{table.name}] above it")
-        tables[table.name] = _read_table(path, table.name, written)
-    config = ServerConfig(**tables)
+    raw = parse(path, read(path, "write it or name another with --config"))
+    refuse_unknown(path, "", raw, READERS)
+    config = ServerConfig(**read_tables(path, ServerConfig, raw, READERS))
     _check_together(path, config)
     return config
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read(path: Path, remedy: str) -> bytes:
+    """Return a configuration file's bytes; `remedy` is what to do where there is none."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+            return file.read(MAX_FILE + 1)
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; write it or name another with --config"
-        ) from None
+        raise ConfigError(f"{path}: no such file; {remedy}") from None
     except OSError as exc:
         raise ConfigError(
             f"{path}: cannot be read ({exc.strerror}); let the user running this read it"
         ) from exc
+
+
+def parse(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the tables of a file that was read with `read`."""
     if len(data) > MAX_FILE:
         raise ConfigError(f"{path}: larger than {MAX_FILE // 1024} KiB; is it the right file?")
     try:
@@ -109,23 +106,48 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {exc}; correct that line") from exc
 
 
-def _read_table(path: Path, name: str, written: Mapping[str, object]) -> object:
-    readers = READERS[name]
-    _refuse_unknown(path, f"{name}.", written, readers)
+def read_tables(
+    path: Path,
+    model: Any,
+    raw: Mapping[str, object],
+    readers: Mapping[str, Mapping[str, values.Reader[Any]]],
+) -> dict[str, Any]:
+    """Return the fields of `model`, a dataclass of tables, that `readers` know.
+
+    A table that is left out has its defaults.
+    """
+    tables: dict[str, Any] = {}
+    for table in (field for field in fields(model) if field.name in readers):
+        written = raw.get(table.name, {})
+        if not isinstance(written, dict):
+            raise ConfigError(f"{path}: {table.name}: not a table; write [{table.name}] above it")
+        default = table.default_factory
+        assert isinstance(default, type)
+        tables[table.name] = default(**read_keys(path, table.name, written, readers[table.name]))
+    return tables
+
+
+def read_keys(
+    path: Path,
+    name: str,
+    written: Mapping[str, object],
+    readers: Mapping[str, values.Reader[Any]],
+) -> dict[str, Any]:
+    """Return the checked values of the table `name`."""
+    refuse_unknown(path, f"{name}.", written, readers)
     found = {}
     for key, value in written.items():
         try:
             found[key] = readers[key](value)
         except values.BadValue as exc:
             raise ConfigError(f"{path}: {name}.{key}: {exc}") from None
-    default = next(f.default_factory for f in fields(ServerConfig) if f.name == name)
-    assert isinstance(default, type)
-    return default(**found)
+    return found
 
 
-def _refuse_unknown(
+def refuse_unknown(
     path: Path, prefix: str, written: Mapping[str, object], known: Mapping[str, object]
 ) -> None:
+    """Raise ConfigError for a key that is not known, with the nearest one that is."""
     for key in written:
         if key not in known:
             near = get_close_matches(key, known, n=1)
