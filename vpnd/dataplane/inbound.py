@@ -165,9 +165,12 @@ class Inbound:
                 peer.drops.add(counters.TUN_FULL)
 
     def _may_send(self, peer: Peer, packet: memoryview) -> bool:
-        """Return whether the packet is one and comes from the peer's own inner address."""
+        """Return whether the packet is one and comes from the peer's own inner address.
+
+        From a gateway it must be for our own inner address instead.
+        """
         try:
-            source = ip.source(packet)
+            source = ip.destination(packet) if peer.is_gateway else ip.source(packet)
         except Malformed:
             peer.drops.add(counters.INNER_MALFORMED)
             return False

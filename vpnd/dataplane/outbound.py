@@ -56,7 +56,7 @@ class Outbound:
         except Malformed:
             self._drops.add(counters.TUN_MALFORMED)
             return
-        peer = self._peers.inner.get(destination)
+        peer = self._peers.inner.get(destination) or self._peers.gateway
         if peer is None:
             multicast = destination[0] >= 224 if len(destination) == 4 else destination[0] == 255
             self._drops.add(counters.MULTICAST if multicast else counters.NO_PEER)

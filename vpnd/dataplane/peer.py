@@ -72,6 +72,7 @@ class Peer:
         "drops",
         "dtls",
         "dtls_active",
+        "is_gateway",
         "liveness",
         "mtu",
         "rx_bytes",
@@ -91,8 +92,11 @@ class Peer:
         mtu: int,
         stream: PacketStream,
         liveness: Liveness,
+        is_gateway: bool = False,
     ) -> None:
         self.session_id = session_id
+        self.is_gateway = is_gateway
+        """The peer is our server: it sends from any address, but to ours only."""
         self.address4 = address4
         self.address6 = address6
         """The client's inner addresses, packed; empty where it has none."""
@@ -110,9 +114,11 @@ class Peer:
 class PeerTable:
     """Inner address -> peer, and outer UDP address -> DTLS path."""
 
-    __slots__ = ("inner", "outer")
+    __slots__ = ("gateway", "inner", "outer")
 
     def __init__(self) -> None:
+        self.gateway: Peer | None = None
+        """In the client role: who gets everything that is for nobody in particular."""
         self.inner: dict[bytes, Peer] = {}
         self.outer: dict[tuple[str, int], DtlsPath] = {}
 
