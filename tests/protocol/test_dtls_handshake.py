@@ -254,7 +254,7 @@ def test_a_callback_that_raises_refuses_the_handshake(
 
     server.receive(client.hello(), now=0.0)
     (flight,) = server.data_to_send()
-    monkeypatch.setattr(dtls_handshake, "_address", broken)
+    monkeypatch.setattr(dtls_handshake, "ssl_address", broken)
     with pytest.raises(RuntimeError):  # close() fails too, as it needs the address
         server.receive(client.step(flight), now=0.1)
     assert server.keys is None

@@ -15,14 +15,9 @@ from tests.protocol.psk_client import SSL_LIB
 from tests.protocol.tls_client import TlsClient, handshake
 from vpnd.errors import ConfigError
 from vpnd.pki import keys
-from vpnd.protocol.tls_stream import (
-    MAX_NOTE,
-    MAX_RECORD,
-    TlsFailed,
-    TlsStream,
-    key_exchange_group,
-    server_context,
-)
+from vpnd.protocol.tls_connection import MAX_NOTE, MAX_RECORD, TlsFailed
+from vpnd.protocol.tls_stream import TlsStream, server_context
+from vpnd.wire.tls_hello import key_exchange_group
 
 LABEL = b"EXPORTER-openconnect-psk"
 RETRY = "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"

@@ -2,7 +2,7 @@
 
 OpenSSL does the handshake on memory buffers; the keys then go to our record layer
 (`wire.dtls_record`).  The key-callback has no public name in pyOpenSSL, so the cffi
-library below it is used, here and nowhere else; `psk_supported` says whether it is there.
+library below it is used, here and in `dtls_client`; `psk_supported` says whether it is there.
 
 Rules the other end depends on:
 - The OpenSSL object never writes again once the keys were taken: its next record number
@@ -29,13 +29,13 @@ MAX_DATAGRAM = 16 * 1024  # what the handshake may hand us in one flight
 LINK_MTU = 1200  # bytes of a handshake datagram that every path carries
 _CALLBACK = "unsigned int(SSL*, const char*, unsigned char*, unsigned int)"
 
-_lib: Any = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001 - no public PSK calls exist
-_ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001
+lib: Any = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001 - no public PSK calls exist
+ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def psk_supported() -> bool:
     """Return whether this pyOpenSSL lets us set a PSK callback; without it there is only TLS."""
-    return hasattr(_lib, "SSL_CTX_set_psk_server_callback")
+    return hasattr(lib, "SSL_CTX_set_psk_server_callback")
 
 
 class HandshakeFailed(RemoteProtocolError):
@@ -69,14 +69,14 @@ class DtlsContext:
         )
         self._context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         # cffi frees the callback with the last reference: it must live as long as the context
-        self._callback = _ffi.callback(_CALLBACK, self._find_key, error=0, onerror=_refuse)
-        _lib.SSL_CTX_set_psk_server_callback(self._context._context, self._callback)  # noqa: SLF001
+        self._callback = ffi.callback(_CALLBACK, self._find_key, error=0, onerror=refuse)
+        lib.SSL_CTX_set_psk_server_callback(self._context._context, self._callback)  # noqa: SLF001
 
     def _find_key(self, ssl: Any, _identity: Any, out: Any, room: int) -> int:
-        key = self._keys.get(_address(ssl))
+        key = self._keys.get(ssl_address(ssl))
         if key is None or len(key) > room:
             return 0
-        _ffi.memmove(out, key, len(key))
+        ffi.memmove(out, key, len(key))
         return len(key)
 
     def open(self, psk: bytes) -> SSL.Connection:
@@ -84,15 +84,15 @@ class DtlsContext:
         connection = SSL.Connection(self._context, None)
         connection.set_accept_state()
         connection.set_ciphertext_mtu(LINK_MTU)
-        self._keys[_address(connection._ssl)] = psk  # noqa: SLF001
+        self._keys[ssl_address(connection._ssl)] = psk  # noqa: SLF001
         return connection
 
     def forget(self, connection: SSL.Connection) -> None:
         """Drop the key that belongs to `connection`."""
-        self._keys.pop(_address(connection._ssl), None)  # noqa: SLF001
+        self._keys.pop(ssl_address(connection._ssl), None)  # noqa: SLF001
 
 
-def _flight(connection: SSL.Connection) -> bytes:
+def read_flight(connection: SSL.Connection) -> bytes:
     """Return what OpenSSL wants to send, which fits one datagram; perhaps nothing."""
     try:
         return connection.bio_read(MAX_DATAGRAM)
@@ -100,11 +100,12 @@ def _flight(connection: SSL.Connection) -> bytes:
         return b""
 
 
-def _address(ssl: Any) -> int:
-    return int(_ffi.cast("uintptr_t", ssl))
+def ssl_address(ssl: Any) -> int:
+    """Return what tells an SSL object from all others while it lives."""
+    return int(ffi.cast("uintptr_t", ssl))
 
 
-def _refuse(_kind: object, _value: object, _traceback: object) -> int:
+def refuse(_kind: object, _value: object, _traceback: object) -> int:
     """Answer for a callback that raised: no key, the handshake fails."""
     return 0
 
@@ -142,7 +143,7 @@ class DtlsHandshake:
         try:
             connection.do_handshake()
         except SSL.WantReadError:
-            flight = _flight(connection)
+            flight = read_flight(connection)
             if not flight and is_client_hello(datagram):
                 flight = self._last_flight  # OpenSSL repeats by its own clock alone
             self._answer(flight)
@@ -150,7 +151,7 @@ class DtlsHandshake:
             self.close()
             raise HandshakeFailed("DTLS handshake refused") from exc
         else:
-            self._last_flight = _flight(connection)
+            self._last_flight = read_flight(connection)
             self._out.append(self._last_flight)
             self._take_keys(connection)
 
@@ -162,18 +163,10 @@ class DtlsHandshake:
             self._out.append(flight)
 
     def _take_keys(self, connection: SSL.Connection) -> None:
-        name = connection.get_cipher_name() or ""
-        suite = SUITES.get(name)
-        if suite is None:
+        try:
+            self.keys = channel_keys(connection)
+        finally:
             self.close()
-            raise HandshakeFailed(f"no record layer for {name}")
-        self.keys = derive_keys(
-            suite,
-            master_secret=connection.master_key() or b"",
-            client_random=connection.client_random() or b"",
-            server_random=connection.server_random() or b"",
-        )
-        self.close()
 
     def close(self) -> None:
         """Drop the OpenSSL object (70 KiB) and the key; the last flight stays."""
@@ -206,6 +199,23 @@ class DtlsHandshake:
             self.close()
             return True
         return False
+
+
+def channel_keys(connection: SSL.Connection) -> ChannelKeys:
+    """Return the keys of a handshake that is complete; raise HandshakeFailed for another suite.
+
+    The connection must never write again: its next record number would repeat one of ours.
+    """
+    name = connection.get_cipher_name() or ""
+    suite = SUITES.get(name)
+    if suite is None:
+        raise HandshakeFailed(f"no record layer for {name}")
+    return derive_keys(
+        suite,
+        master_secret=connection.master_key() or b"",
+        client_random=connection.client_random() or b"",
+        server_random=connection.server_random() or b"",
+    )
 
 
 def derive_keys(
