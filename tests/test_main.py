@@ -1,9 +1,10 @@
 """The command `vpnd`: what an operator's mistake looks like."""
 
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,22 @@ Run = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A daemon sets up the logging of its process; the tests after this one are no daemon's."""
+    root = logging.getLogger()
+    level = root.level
+    monkeypatch.setattr(root, "handlers", [])
+    yield
+    root.setLevel(level)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    _own_logging: None,
+) -> Run:
     """Run `vpnd server` in this process as somebody who is not root; return status and lines."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
