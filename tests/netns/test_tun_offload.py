@@ -263,8 +263,7 @@ def without_number(packet: bytes) -> bytes:
 @pytest.mark.parametrize("gso_size", [1348, 1001, 333, 1280, 48])
 def test_the_kernel_cuts_as_we_do(router: tuple[Tun, Tun], packet: Packet, gso_size: int) -> None:
     """Byte for byte, checksums and all; for TCP from the superpacket that we joined."""
-    if packet.headers + gso_size > MTU:
-        pytest.skip("larger than the MTU")
+    gso_size = min(gso_size, MTU - packet.headers)
     packet = replace(packet, payload=os.urandom(gso_size * 20 + 77 if gso_size > 77 else 900))
     room = memoryview(bytearray(segment_room(0)))
     forwarded = replace(packet, ttl=packet.ttl - 1)
