@@ -56,9 +56,11 @@ class Outbound:
         except Malformed:
             self._drops.add(counters.TUN_MALFORMED)
             return
-        peer = self._peers.inner.get(destination) or self._peers.gateway
+        peer = self._peers.inner.get(destination)
         if peer is None:
             multicast = destination[0] >= 224 if len(destination) == 4 else destination[0] == 255
+            peer = None if multicast else self._peers.gateway
+        if peer is None:
             self._drops.add(counters.MULTICAST if multicast else counters.NO_PEER)
             return
         path = peer.dtls if peer.dtls_active else None

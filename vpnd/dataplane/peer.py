@@ -4,6 +4,7 @@ from typing import Protocol
 
 from vpnd.dataplane.counters import Drops
 from vpnd.dataplane.udp_socket import Ancillary, UdpSocket
+from vpnd.protocol.dtls_client import DtlsClientHandshake
 from vpnd.protocol.dtls_handshake import DtlsHandshake
 from vpnd.protocol.liveness import Liveness
 from vpnd.wire.dtls_record import RecordOpener, RecordSealer
@@ -44,18 +45,21 @@ class DtlsPath:
         udp: UdpSocket,
         address: tuple[str, int],
         ancillary: Ancillary,
-        handshake: DtlsHandshake,
+        handshake: DtlsHandshake | DtlsClientHandshake,
         now: float,
     ) -> None:
         keys = handshake.keys
         assert keys is not None
+        ours, theirs = keys.server, keys.client
+        if isinstance(handshake, DtlsClientHandshake):
+            ours, theirs = theirs, ours
         self.peer = peer
         self.udp = udp
         self.address = address
         self.ancillary = ancillary
         self.handshake = handshake
-        self.sealer = RecordSealer(keys.suite, keys.server)
-        self.opener = RecordOpener(keys.suite, keys.client)
+        self.sealer = RecordSealer(keys.suite, ours)
+        self.opener = RecordOpener(keys.suite, theirs)
         self.replay = ReplayWindow()
         self.confirmed = False
         """An authentic record came in.  Before that nothing may be sealed: the client would

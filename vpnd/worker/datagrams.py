@@ -242,8 +242,10 @@ class Datagrams:
             self._repeat_flight(path)
 
     def _repeat_flight(self, path: DtlsPath) -> None:
-        path.handshake.repeat_last_flight(now=self._clock())
-        self._flush(path.handshake, path.udp, path.address, path.ancillary)
+        handshake = path.handshake
+        if isinstance(handshake, DtlsHandshake):
+            handshake.repeat_last_flight(now=self._clock())
+            self._flush(handshake, path.udp, path.address, path.ancillary)
 
     def _rebind(self, udp: UdpSocket, train: Train, datagram: memoryview) -> None:
         """Find the session whose client now sends from another address or port.
