@@ -127,6 +127,10 @@ class DaemonProxy:
         ended: int = await self._ask("RevokeClient", "ended_sessions", name=name, user=user)
         return ended
 
+    async def disconnect(self) -> None:
+        """Have a client leave its server and end; returns before that is done."""
+        await self._ask("Disconnect", None)
+
     async def _ask(self, method: str, result: str | None, **parameters: Any) -> Any:
         with _explained(self._path):
             async with asyncio.timeout(TIMEOUT_S):

@@ -9,7 +9,9 @@ from pathlib import Path
 from vpnd import __version__, log
 from vpnd.config.load import load_server
 from vpnd.errors import VpnError
-from vpnd.server import master
+from vpnd.server import master as server
+
+CLIENT_RUN_DIR = "/run/pyvpn-client-NAME"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,13 +19,56 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="vpnd", description="pyvpn's daemon")
     top.add_argument("--version", action="version", version=f"pyvpn {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="ROLE")
-    server = roles.add_parser("server", help="serve clients")
-    server.add_argument(
+    _server_options(roles.add_parser("server", help="serve clients"))
+    _client_options(roles.add_parser("client", help="connect to a server"))
+    return top
+
+
+def _server_options(options: argparse.ArgumentParser) -> None:
+    options.set_defaults(run=_run_server)
+    options.add_argument(
         "--config", type=Path, default=Path("/etc/pyvpn/server.toml"), metavar="FILE"
     )
-    server.add_argument("--state-dir", type=Path, default=Path("/var/lib/pyvpn"), metavar="DIR")
-    server.add_argument("--run-dir", type=Path, default=Path("/run/pyvpn-server"), metavar="DIR")
-    return top
+    options.add_argument("--state-dir", type=Path, default=Path("/var/lib/pyvpn"), metavar="DIR")
+    options.add_argument("--run-dir", type=Path, default=Path("/run/pyvpn-server"), metavar="DIR")
+
+
+def _client_options(options: argparse.ArgumentParser) -> None:
+    options.set_defaults(run=_run_client)
+    options.add_argument(
+        "profile",
+        metavar="PROFILE",
+        help="the file that `vpnctl client add` made, or https://HOST[:PORT][/PATH]",
+    )
+    options.add_argument("--run-dir", type=Path, metavar="DIR", help=f"default: {CLIENT_RUN_DIR}")
+    options.add_argument(
+        "--script", type=Path, metavar="FILE", help="a vpnc-script to set up addresses and routes"
+    )
+    options.add_argument("--helper-socket", type=Path, metavar="FILE")
+    options.add_argument("--interface", metavar="NAME", help="pyvpn10 to pyvpn999")
+    options.add_argument("--user", metavar="NAME", help="log in as this user")
+    url = options.add_argument_group("with a URL")
+    url.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="PIN",
+        help="pin-sha256:... of the server's key, instead of CA and name; may be repeated",
+    )
+    url.add_argument(
+        "--ca", type=Path, metavar="FILE", help="CA certificates; default: the system's"
+    )
+    url.add_argument("--certificate", type=Path, metavar="FILE", help="the client's, PEM")
+    url.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
+    url.add_argument("--allow-tls12", action="store_true", help="for servers without TLS 1.3")
+    numbers = options.add_argument_group("descriptors (secrets are never arguments)")
+    for name, what in (
+        ("--profile-fd", "read the profile from this descriptor; PROFILE is then its name only"),
+        ("--password-fd", "lines: the password, and others to try when it is refused"),
+        ("--otp-fd", "lines: one-time codes"),
+        ("--prompt-fd", "a socket to whoever asks the person, for vpnctl"),
+    ):
+        numbers.add_argument(name, type=int, metavar="N", help=what)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     log.setup("info")
     try:
-        config = load_server(options.config)
-        log.setup(config.log.level)
-        asyncio.run(master.run(config, options.state_dir, options.run_dir))
+        status: int = options.run(options)
     except VpnError as exc:
         print(f"vpnd: {exc}", file=sys.stderr)  # noqa: T201 - one line for the operator
         return exc.exit_status
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _run_server(options: argparse.Namespace) -> int:
+    config = load_server(options.config)
+    log.setup(config.log.level)
+    asyncio.run(server.run(config, options.state_dir, options.run_dir))
     return 0
+
+
+def _run_client(options: argparse.Namespace) -> int:
+    from vpnd.client import start  # noqa: PLC0415 - a server needs none of it
+
+    return start.start(options)

@@ -77,6 +77,7 @@ class MemoryBackend:
         self.clients: dict[tuple[str, str], Client] = {}
         self.passwords: dict[str, str] = {}
         self.status_calls = 0
+        self.disconnects = 0
 
     async def get_status(self) -> Status:
         self.status_calls += 1
@@ -84,6 +85,9 @@ class MemoryBackend:
 
     async def get_profile(self) -> Profile:
         return PROFILE
+
+    async def disconnect(self) -> None:
+        self.disconnects += 1
 
     async def list_users(self) -> list[User]:
         return list(self.users.values())

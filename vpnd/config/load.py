@@ -81,11 +81,11 @@ def load_server(path: Path | str) -> ServerConfig:
     return config
 
 
-def read(path: Path, remedy: str) -> bytes:
-    """Return a configuration file's bytes; `remedy` is what to do where there is none."""
+def read(path: Path, remedy: str, at_most: int = MAX_FILE) -> bytes:
+    """Return a file's bytes, of a larger one the first; `remedy` is what to do without it."""
     try:
         with path.open("rb") as file:
-            return file.read(MAX_FILE + 1)
+            return file.read(at_most + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; {remedy}") from None
     except OSError as exc:

@@ -32,6 +32,8 @@ from vpnd.errors import ConfigError
 HTTPS_PORT = 443  # where a remote names no port
 MAX_REMOTES = 32  # each is tried, one after the other
 MAX_PEM = 64 * 1024  # characters; a chain with two RSA certificates above it has 6,000
+MAX_SYSTEM_CA = 4 * 1024 * 1024  # bytes; Debian has 220 KiB
+SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")  # as Debian keeps it
 PIN = re.compile(r"pin-sha256:([A-Za-z0-9+/]{43}=)")
 CLIENT_INTERFACE = re.compile(r"pyvpn[1-9][0-9]{1,2}")  # pyvpn0 to pyvpn9 are the servers'
 URL_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]{0,255}")
@@ -48,6 +50,17 @@ def pem(value: object) -> str:
     if len(value) > MAX_PEM or not value.isascii():
         raise values.BadValue(f"is over {MAX_PEM} characters or not ASCII; is it the right file?")
     return value
+
+
+def system_ca() -> str:
+    """Return the certificates that this system trusts.  Raises ConfigError."""
+    remedy = "install the package ca-certificates"
+    return read(SYSTEM_CA, remedy, MAX_SYSTEM_CA).decode("ascii", "replace")
+
+
+def ca(value: object) -> str:
+    """Return certificates as PEM; "system" stands for those that this system trusts."""
+    return system_ca() if value == "system" else pem(value)
 
 
 def address(value: object) -> tuple[str, int]:
@@ -108,7 +121,7 @@ def include(value: object) -> Any:
 READERS: Mapping[str, Mapping[str, values.Reader[Any]]] = {
     "client": {"user": values.text, "name": name, "path": url_path},
     "tls": {
-        "ca": pem,
+        "ca": ca,
         "certificate": pem,
         "key": pem,
         "min_version": values.choice("1.2", "1.3"),

@@ -53,7 +53,8 @@ class ClientTlsOptions:
     """`[tls]`: keys and versions; all PEM stands in the file itself."""
 
     ca: str = ""
-    """Certificates that the server's is checked against where no pin is given."""
+    """Certificates that the server's is checked against where no pin is given; "system":
+    those that this system trusts."""
 
     certificate: str = ""
     """The client's certificate and the chain above it; empty: log in without one."""

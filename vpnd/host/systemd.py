@@ -11,6 +11,11 @@ def ready(status: str) -> None:
     _notify(f"READY=1\nSTATUS={status}")
 
 
+def status(text: str) -> None:
+    """Say how the service is, in one line, for `systemctl status`."""
+    _notify("STATUS=" + "".join(c if c.isprintable() else " " for c in text))
+
+
 def stopping() -> None:
     _notify("STOPPING=1\nSTATUS=closing tunnels")
 

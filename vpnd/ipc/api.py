@@ -96,13 +96,40 @@ class SessionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """A client's connection to its server."""
+
+    name: str
+    """Name of the profile."""
+    state: str
+    """starting, resolving, connecting, logging-in, connected, reconnecting, waiting, ended."""
+    reason: str = ""
+    """Why it is in this state, where that needs a word."""
+    remote: str = ""
+    """The server that is connected to, or tried."""
+    attempt: int = 0
+    next_try_s: int = 0
+    """Seconds until the next try, as they were when the state began."""
+    routes: list[str] = field(default_factory=list)
+    """Networks that go through the tunnel."""
+    exclude: list[str] = field(default_factory=list)
+    """Parts of them that do not."""
+    blocks_ipv6: bool = False
+    refused: list[str] = field(default_factory=list)
+    """What the server wanted and did not get, and why."""
+    dns: list[str] = field(default_factory=list)
+    """DNS servers of the tunnel; they are not put in use."""
+    default_domain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The daemon as a whole."""
 
     role: Literal["server", "client"]
     version: str
     state: Literal["up", "down"]
-    """"up" when the interface is there and workers serve it."""
+    """"up" when the interface is there and workers serve it; of a client: when connected."""
     users: int
     """How many users there are."""
     sessions_count: int
@@ -122,6 +149,8 @@ class Status:
     drops: dict[str, int] = field(default_factory=dict)
     """Dropped packets by reason, of all sessions and of none."""
     keys: KeysStatus | None = None
+    client: ConnectionStatus | None = None
+    """A client's connection; None of a server."""
 
     def for_stranger(self) -> "Status":
         """Return what any local user may know: role, version, up or down, and counts."""
@@ -271,7 +300,14 @@ class ClientDirectory(Protocol):
         """
 
 
-class Backend(Overview, UserDirectory, ClientDirectory, Protocol):
+class Connected(Protocol):
+    """What is done with a client's one connection; a server refuses it."""
+
+    async def disconnect(self) -> None:
+        """Leave the server and end; returns before that is done."""
+
+
+class Backend(Overview, UserDirectory, ClientDirectory, Connected, Protocol):
     """All that vpnd must offer to be served."""
 
 
@@ -356,6 +392,11 @@ class Daemon(VarlinkInterface, name=INTERFACE):
         if user is not None:
             _refuse("user", name_problem(user))
         return await self._backend.revoke_client(name, user)
+
+    @varlinkmethod
+    async def Disconnect(self) -> None:
+        """Have a client leave its server and end; the answer comes before that is done."""
+        await self._backend.disconnect()
 
 
 def _refuse(parameter: str, problem: str | None) -> None:

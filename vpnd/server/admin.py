@@ -150,6 +150,9 @@ class Admin:
             ca_pem=self._config.tls.client_ca_file(self._state_dir).read_text("ascii"),
         )
 
+    async def disconnect(self) -> None:
+        raise api.Failed(reason="this is a server; end it with systemctl stop pyvpn-server")
+
     # users
 
     async def list_users(self) -> list[api.User]:

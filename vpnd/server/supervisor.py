@@ -15,7 +15,7 @@ import vpnd
 from vpnd import log
 from vpnd.errors import HelperError, Malformed
 from vpnd.worker.control import TUN_GONE, ControlChannel, PeerGone, encode
-from vpnd.worker.messages import Message, Ping, Ready, Start, Stop
+from vpnd.worker.messages import Message, Ping, Ready, Start, StartClient, Stop
 
 START_TIMEOUT = 20.0  # seconds from exec to Ready, on a slow machine
 PING_INTERVAL = 5.0  # seconds between two questions whether the worker still works
@@ -30,7 +30,7 @@ class Supervisor:
 
     def __init__(
         self,
-        start: Callable[[], tuple[Start, Sequence[int]]],
+        start: Callable[[], tuple[Start | StartClient, Sequence[int]]],
         on_message: Callable[[Message], Awaitable[Message | None]],
         on_gone: Callable[[], None],
     ) -> None:

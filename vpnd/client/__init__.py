@@ -1,0 +1,1 @@
+"""The client role: one tunnel to a server, its network on this host, and the person who asked."""

@@ -1,0 +1,285 @@
+"""The master process of a client: it owns the interface, and speaks with the person.
+
+It never touches a packet and never talks to the server; the worker does both.  Its life:
+interface up, worker up, apply what the server gives, until a signal, `vpnctl down` or an end
+that the server means.  Then the worker first, the network last.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpnd import __version__, log
+from vpnd.client.admin import Admin
+from vpnd.client.network import Network
+from vpnd.client.prompts import Answers, Relay
+from vpnd.client.script import Script, gateway
+from vpnd.config.load_profile import in_order
+from vpnd.config.profile_options import ClientConfig
+from vpnd.errors import ConfigError, HelperError, VpnError
+from vpnd.host import systemd
+from vpnd.host.process import harden
+from vpnd.ipc.api import SOCKET_NAME
+from vpnd.ipc.server import IpcServer, serve
+from vpnd.policy.split_tunnel import Link, Offer, Unusable, Wishes, plan
+from vpnd.server.supervisor import Supervisor
+from vpnd.worker.messages import (
+    ClientState,
+    Ended,
+    LinkReady,
+    LinkUp,
+    Message,
+    NetworkChanged,
+    Prompt,
+    RemoteEntry,
+    StartClient,
+)
+
+MAX_HOSTNAME = 64  # characters of this host's name that a server is told
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a client ended."""
+
+    reason: str
+    exit_status: int = 0
+
+
+async def run(config: ClientConfig, run_dir: Path, answers: Answers, relay: Relay | None) -> int:
+    """Be connected until the end; return the exit status.  Raises VpnError."""
+    if os.geteuid() == 0:
+        raise ConfigError(
+            "vpnd does not run as root; start it as user pyvpn-client (./run.sh client does that)"
+        )
+    harden()
+    try:
+        outcome = await Client(config, run_dir, answers, relay).run()
+    except VpnError as exc:
+        if relay is not None:
+            relay.tell(ended=str(exc), exit_status=exc.exit_status)
+        raise
+    if relay is not None:
+        relay.tell(ended=outcome.reason, exit_status=outcome.exit_status)
+    return outcome.exit_status
+
+
+class Client:
+    """Everything of the master process."""
+
+    def __init__(
+        self, config: ClientConfig, run_dir: Path, answers: Answers, relay: Relay | None
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._answers = answers
+        self._relay = relay
+        self._network = Network(config.helper.socket, config.network.interface)
+        self._script: Script | None = None
+        self._tun = -1
+        self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
+        self._admin = Admin(config, self._network, self._worker, self._disconnect)
+        self._linking = asyncio.Lock()
+        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> Outcome:
+        """Be connected until a signal, or an end that is meant."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, Outcome("stopped by a signal"))
+        ipc = await serve(
+            self._run_dir / SOCKET_NAME, self._admin, admin_group=self._config.ipc.admin_group
+        )
+        try:
+            self._tun = await self._network.up()
+            await self._prepare_script()
+            tasks = [
+                asyncio.create_task(self._worker.run()),
+                asyncio.create_task(self._network.keep(by_script=self._script is not None)),
+            ]
+            try:
+                return await self._serve(tasks)
+            finally:
+                await self._close(tasks)
+        finally:
+            await self._close_ipc(ipc)
+            self._network.down()
+            if self._tun >= 0:
+                os.close(self._tun)
+
+    async def _prepare_script(self) -> None:
+        path = self._config.network.script
+        if path is not None:
+            self._script = Script(path, self._network.interface)
+            await self._script.prepare()
+
+    async def _serve(self, tasks: list[asyncio.Task[None]]) -> Outcome:
+        ready = asyncio.create_task(self._worker.wait_ready())
+        ends: set[asyncio.Future[Any]] = {self._outcome, *tasks}
+        await asyncio.wait({ready, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and not ready.result() and not self._outcome.done():
+            raise VpnError("the worker did not start; the lines above say why")
+        log.event(
+            "vpnd is ready",
+            role="client",
+            name=self._config.client.name,
+            version=__version__,
+            interface=self._network.interface,
+        )
+        systemd.ready("connecting")
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        for failed in (task for task in tasks if task.done()):
+            failed.result()
+        return await self._outcome
+
+    async def _close(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        systemd.stopping()
+        log.event("vpnd is stopping", reason=self._reason())
+        await self._worker.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._script is not None:
+            await self._script.disconnect()
+
+    @staticmethod
+    async def _close_ipc(ipc: IpcServer) -> None:
+        ipc.close()
+        await ipc.wait_closed()
+
+    def _reason(self) -> str:
+        return self._outcome.result().reason if self._outcome.done() else ""
+
+    def _end(self, outcome: Outcome) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(outcome)
+
+    def _disconnect(self) -> None:
+        self._end(Outcome("disconnected by vpnctl"))
+
+    def network_changed(self, reason: str) -> None:
+        """Links, addresses or routes of this host changed, or it slept: look at once."""
+        log.event("network changed", reason=reason)
+        self._worker.send(NetworkChanged(reason))
+
+    # the worker
+
+    def _start_message(self) -> tuple[StartClient, list[int]]:
+        config = self._config
+        start = StartClient(
+            remotes=[
+                RemoteEntry(r.host, r.port, r.server_name, list(r.pins), config.tls.ca)
+                for r in in_order(config.remotes)
+            ],
+            path=config.client.path,
+            user=config.client.user,
+            certificate_pem=config.tls.certificate,
+            key_pem=config.tls.key,
+            allow_tls12=config.tls.min_version == "1.2",
+            dtls=config.dtls.enabled,
+            mtu=config.network.mtu,
+            hostname=socket.gethostname()[:MAX_HOSTNAME],
+            rekey_s=config.session.rekey_s,
+            reconnect_timeout_s=config.session.reconnect_timeout_s,
+            log_level=config.log.level,
+        )
+        return start, [self._tun]
+
+    async def _on_message(self, message: Message) -> Message | None:
+        if isinstance(message, Prompt):
+            return await self._answers.answer(message)
+        if isinstance(message, LinkUp):
+            async with self._linking:
+                return LinkReady(refusal=await self._link_up(message))
+        if isinstance(message, ClientState):
+            await self._on_state(message)
+        if isinstance(message, Ended):
+            log.error("disconnected for good", reason=message.reason)
+            self._end(Outcome(message.reason, message.exit_status))
+        return None
+
+    async def _link_up(self, up: LinkUp) -> str:
+        """Set up what the server gave; return why not, or ""."""
+        options = self._config.network
+        wishes = Wishes(
+            include=options.include,
+            exclude=options.exclude,
+            default_route=options.default_route,
+            block_ipv6=options.block_ipv6,
+            mtu=options.mtu,
+        )
+        offer = Offer(
+            up.address4,
+            up.prefix4,
+            up.address6,
+            up.prefix6,
+            up.mtu,
+            up.split_include,
+            up.split_exclude,
+        )
+        own = self._network.own_addresses()
+        try:
+            link = plan(offer, wishes, own=own, gateway=gateway(up.remote))
+            again = link == self._network.link
+            if self._script is None:
+                await self._network.apply(link)
+            else:
+                await self._script.connected(up, link)
+                self._network.adopt(link)
+        except (Unusable, HelperError) as exc:
+            log.error("tunnel refused", address=up.remote, error=str(exc))
+            return str(exc)
+        self._admin.link_up(up)
+        if not again:
+            self._log_link(up, link)
+        return ""
+
+    def _log_link(self, up: LinkUp, link: Link) -> None:
+        for reason in link.reasons:
+            log.warning("server's wish not followed", address=up.remote, reason=reason)
+        inner = " ".join(link.addresses)
+        log.event(
+            "tunnel set up",
+            interface=self._network.interface,
+            inner=inner,
+            address=up.remote,
+            count=len(link.routes),
+        )
+        if up.dns:
+            log.event("DNS servers of the tunnel, not put in use", address=" ".join(up.dns))
+        if up.banner:
+            log.event("the server greets", name=up.banner)
+
+    async def _on_state(self, state: ClientState) -> None:
+        before = self._admin.state
+        self._admin.state = state
+        fields: dict[str, Any] = {
+            "state": state.state,
+            "address": state.remote,
+            "attempt": state.attempt,
+            "reason": state.reason,
+        }
+        if state.state == "connected":
+            self._answers.accepted()
+            log.event("connected", address=state.remote, interface=self._network.interface)
+        elif state.state in ("reconnecting", "waiting"):
+            log.warning(f"not connected, {state.state}", **fields)
+        elif before is None or before.state != state.state:
+            log.event("connecting", **fields)
+        if state.state == "logging-in":
+            self._answers.begin()
+        if self._script is not None and state.state == "reconnecting":
+            await self._script.reconnecting()
+        systemd.status(f"{state.state} {state.remote} {state.reason}".strip())
+        if self._relay is not None:
+            self._relay.tell(state=state.state, reason=state.reason, remote=state.remote)
+
+    def _on_worker_gone(self) -> None:
+        if not self._outcome.done():
+            self._admin.worker_gone()

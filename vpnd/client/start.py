@@ -1,0 +1,84 @@
+"""From the command line to a running client: profile, secrets, who is asked."""
+
+import argparse
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from vpnd import log
+from vpnd.client import master
+from vpnd.client.prompts import Answers, Relay, Terminal, read_all, read_secrets
+from vpnd.config import values
+from vpnd.config.load import MAX_FILE, read
+from vpnd.config.load_profile import interface, load_profile, profile_of_url, system_ca
+from vpnd.config.profile_options import ClientConfig, ClientTlsOptions
+from vpnd.errors import ConfigError
+
+RUN_DIR = "/run/pyvpn-client-{}"
+FOR_URLS = ("pin", "ca", "certificate", "key", "allow_tls12")  # what a profile says itself
+
+
+def start(options: argparse.Namespace) -> int:
+    """Run a client; return its exit status.  Raises VpnError."""
+    config = configuration(options)
+    log.setup(config.log.level)
+    passwords = read_secrets(options.password_fd) if options.password_fd is not None else []
+    codes = read_secrets(options.otp_fd) if options.otp_fd is not None else []
+    relay = Relay.of(options.prompt_fd) if options.prompt_fd is not None else None
+    answers = Answers(
+        config.client.user, relay or Terminal.open(), passwords=passwords, codes=codes
+    )
+    run_dir = options.run_dir or Path(RUN_DIR.format(config.client.name))
+    return asyncio.run(master.run(config, run_dir, answers, relay))
+
+
+def configuration(options: argparse.Namespace) -> ClientConfig:
+    """Return the profile that the command line names, with what it says otherwise."""
+    if "://" in options.profile:
+        config = _of_url(options)
+    else:
+        given = [name for name in FOR_URLS if getattr(options, name)]
+        if given:
+            raise ConfigError(
+                f"--{given[0].replace('_', '-')}: stands beside a URL only; "
+                f"write it into {options.profile}"
+            )
+        data = None if options.profile_fd is None else read_all(options.profile_fd, MAX_FILE)
+        config = load_profile(options.profile, data)
+    return _overruled(config, options)
+
+
+def _of_url(options: argparse.Namespace) -> ClientConfig:
+    pem = {
+        name: _pem(getattr(options, name))
+        for name in ("ca", "certificate", "key")
+        if getattr(options, name) is not None
+    }
+    if "ca" not in pem and not options.pin:
+        pem["ca"] = system_ca()
+    tls = ClientTlsOptions(**pem, min_version="1.2" if options.allow_tls12 else "1.3")
+    return profile_of_url(options.profile, user=options.user or "", pins=options.pin, tls=tls)
+
+
+def _pem(path: Path) -> str:
+    try:
+        return read(path, "name another").decode("ascii")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not PEM; convert it with openssl") from None
+
+
+def _overruled(config: ClientConfig, options: argparse.Namespace) -> ClientConfig:
+    try:
+        if options.user is not None:
+            config = replace(config, client=replace(config.client, user=values.text(options.user)))
+        if options.interface is not None:
+            network = replace(config.network, interface=interface(options.interface))
+            config = replace(config, network=network)
+    except values.BadValue as exc:
+        raise ConfigError(f"vpnd client: {exc}") from None
+    if options.script is not None:
+        script = options.script.absolute()
+        config = replace(config, network=replace(config.network, script=script))
+    if options.helper_socket is not None:
+        config = replace(config, helper=replace(config.helper, socket=options.helper_socket))
+    return config
