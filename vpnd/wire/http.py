@@ -246,7 +246,7 @@ class HttpServer:
     ) -> bytes:
         if body:
             raise LocalProtocolError("a granted CONNECT has no body")
-        answer = self._h11.send(_response(status, reason, _fields(headers)))
+        answer = self._h11.send(_response(status, reason, header_fields(headers)))
         self._state = _State.TUNNEL
         return answer
 
@@ -259,7 +259,7 @@ class HttpServer:
         *,
         is_last: bool,
     ) -> bytes:
-        fields = _fields(headers)
+        fields = header_fields(headers)
         if is_last:
             fields = [field for field in fields if field[0].lower() != b"connection"]
             fields.append((b"Connection", b"close"))
@@ -303,7 +303,8 @@ def _content_length(request: Request) -> int:
     return size
 
 
-def _fields(headers: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+def header_fields(headers: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """Return header fields as bytes; raise LocalProtocolError for what would not be one line."""
     for name, value in headers:
         if not TOKEN.fullmatch(name) or name.lower() in OURS:
             raise LocalProtocolError(f"{name!r} cannot be the name of a header field here")

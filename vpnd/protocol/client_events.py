@@ -1,0 +1,76 @@
+"""What the client's channel tells the worker: values, no behaviour."""
+
+from dataclasses import dataclass, field
+
+from vpnd.wire.auth_client import AskedInput
+from vpnd.wire.params_client import ServerParams
+
+
+@dataclass(frozen=True, slots=True)
+class FormAsked:
+    """The server asks for `inputs`: `ClientChannel.answer` them.  Texts may be shown as they are.
+
+    `error` is what was wrong with the last answer, empty the first time.
+    """
+
+    message: str
+    error: str
+    inputs: tuple[AskedInput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """The login is complete: this cookie opens tunnels."""
+
+    cookie: str = field(repr=False)
+    banner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRefused:
+    """This login is over.  When `final`, the same answers will be refused again."""
+
+    reason: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Redirected:
+    """The server sends us elsewhere: connect there and `start` again on the same channel."""
+
+    host: str
+    port: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewConnectionNeeded:
+    """The next request waits for another connection: make one, then call `new_connection`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelOpened:
+    """Packets from here on; `packets` are the (type, payload) that came with the answer."""
+
+    params: ServerParams
+    packets: tuple[tuple[int, memoryview], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRefused:
+    """No tunnel.  `cookie_refused`: log in again; else another attempt may work."""
+
+    status: int
+    reason: str
+    cookie_refused: bool
+
+
+ClientEvent = (
+    FormAsked
+    | LoggedIn
+    | LoginRefused
+    | Redirected
+    | NewConnectionNeeded
+    | TunnelOpened
+    | TunnelRefused
+)
