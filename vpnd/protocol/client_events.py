@@ -36,7 +36,7 @@ class LoginRefused:
 
 @dataclass(frozen=True, slots=True)
 class Redirected:
-    """The server sends us elsewhere: connect there and `start` again on the same channel."""
+    """The server sends us elsewhere, by https: connect there and `start` with this path."""
 
     host: str
     port: int
@@ -45,7 +45,7 @@ class Redirected:
 
 @dataclass(frozen=True, slots=True)
 class NewConnectionNeeded:
-    """The next request waits for another connection: make one, then call `new_connection`."""
+    """The next request waits for another connection: make one and let its channel `resume`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,5 @@ class TunnelRefused:
     cookie_refused: bool
 
 
-ClientEvent = (
-    FormAsked
-    | LoggedIn
-    | LoginRefused
-    | Redirected
-    | NewConnectionNeeded
-    | TunnelOpened
-    | TunnelRefused
-)
+LoginEvent = FormAsked | LoggedIn | LoginRefused | Redirected
+ClientEvent = LoginEvent | NewConnectionNeeded | TunnelOpened | TunnelRefused

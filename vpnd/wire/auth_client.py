@@ -91,13 +91,11 @@ class CertificateAsked:
 Reply = AskForm | LoggedIn | Refused | CertificateAsked
 
 
-def encode_init(url: str, *, group: str = "", certificate_failed: bool = False) -> bytes:
+def encode_init(url: str, *, certificate_failed: bool = False) -> bytes:
     """Return the body that begins a login; `url` is the address that was asked to connect to."""
     content = f"<group-access>{_escaped(url)}</group-access>"
     if certificate_failed:
         content += "<client-cert-fail/>"
-    if group:
-        content += f"<group-select>{_escaped(group)}</group-select>"
     return _document("init", content)
 
 

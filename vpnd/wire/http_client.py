@@ -8,7 +8,7 @@ lines and bare line feeds, encodings that were not asked for, answers to nothing
                 `-> TUNNEL                    any Malformed -> CLOSED
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -27,6 +27,16 @@ MAX_COOKIES = 16
 MAX_COOKIE = 1024  # characters of one value; ocserv's has 44
 MAX_REASON = 128  # characters of a status line's text that are worth a log line
 _SINGLE = (b"content-length", b"transfer-encoding", b"location", b"content-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """One request, which may be sent again; field names are sent exactly as spelled."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,31 +138,30 @@ class HttpClient:
         """What came behind the head that granted a CONNECT: the tunnel's first bytes."""
         return self._early
 
-    def request(
-        self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes = b""
-    ) -> bytes:
-        """Return the bytes of a request; field names are sent exactly as spelled.
+    def request(self, request: HttpRequest) -> bytes:
+        """Return the bytes of a request.
 
         Content-Length is added where there is a body.  Raises LocalProtocolError while an answer
         is due, when the connection must close, and for what would not be one line of text.
         """
         if self._state is not _State.READY:
             raise LocalProtocolError("a request, but the connection is not ready for one")
+        target, body = request.target, request.body
         if not TEXT.fullmatch(target) or not target.isascii() or " " in target:
             raise LocalProtocolError("the target of a request is not one visible word")
-        fields = header_fields(headers)
+        fields = header_fields(request.headers)
         if body:
             fields.append((b"Content-Length", b"%d" % len(body)))
         try:
-            request = h11.Request(method=method, target=target, headers=fields)
-            parts = [self._h11.send(request)]
+            head = h11.Request(method=request.method, target=target, headers=fields)
+            parts = [self._h11.send(head)]
             if body:
                 parts.append(self._h11.send(h11.Data(data=body)))
             parts.append(self._h11.send(h11.EndOfMessage()))
         except h11.LocalProtocolError:
             # its text and cause may quote a cookie
-            raise LocalProtocolError(f"no HTTP request can be made of this {method}") from None
-        self._is_connect = method == "CONNECT"
+            raise LocalProtocolError("no HTTP request can be made of this") from None
+        self._is_connect = request.method == "CONNECT"
         self._informational = 0
         self._state = _State.HEAD
         return b"".join(parts)

@@ -29,6 +29,7 @@ from vpnd.wire.auth_client import one_line, shown
 from vpnd.wire.http_client import Response
 from vpnd.wire.tunnel_params import MAX_APP_ID, MIN_IPV6_MTU, MIN_MTU
 
+HTTPS = 443
 MAX_MTU = 9000  # larger than any link that a tunnel crosses
 DEFAULT_MTU = 1280  # for a server that does not say: what every link can carry
 MAX_ROUTES = 2000  # both directions together; ocserv's own limit is below
@@ -66,14 +67,12 @@ class ConnectOptions:
     `base_mtu` is the MTU of our link; the addresses are those that the session had before.
     """
 
-    host: str
-    port: int = 443
     hostname: str = ""
     user_agent: str = USER_AGENT
     base_mtu: int = 1500
     mtu: int | None = None
-    ipv6: bool = True
-    dtls: bool = True
+    wants_ipv6: bool = True
+    wants_dtls: bool = True
     rekey: bool = False
     """A second tunnel of the same session beside the first, to change keys."""
     address4: IPv4Address | None = None
@@ -83,29 +82,31 @@ class ConnectOptions:
 def host_field(host: str, port: int) -> str:
     """Return the value of the Host field for a DNS name or an address."""
     name = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return name if port == 443 else f"{name}:{port}"
+    return name if port == HTTPS else f"{name}:{port}"
 
 
-def connect_fields(options: ConnectOptions, cookie: str) -> list[tuple[str, str]]:
-    """Return the header fields of a CONNECT."""
+def connect_fields(
+    host: str, port: int, options: ConnectOptions, cookie: str
+) -> list[tuple[str, str]]:
+    """Return the header fields of a CONNECT to the server at `host`."""
     fields = [
-        ("Host", host_field(options.host, options.port)),
+        ("Host", host_field(host, port)),
         ("User-Agent", options.user_agent),
         ("Cookie", f"webvpn={cookie}"),
         ("X-CSTP-Version", "1"),
         ("X-CSTP-Base-MTU", str(options.base_mtu)),
-        ("X-CSTP-Address-Type", "IPv6,IPv4" if options.ipv6 else "IPv4"),
+        ("X-CSTP-Address-Type", "IPv6,IPv4" if options.wants_ipv6 else "IPv4"),
         ("X-Pyvpn-Version", "1"),
     ]
     if options.hostname:
         fields.append(("X-CSTP-Hostname", options.hostname))
     if options.mtu is not None:
         fields.append(("X-CSTP-MTU", str(options.mtu)))
-    if options.ipv6:
+    if options.wants_ipv6:
         fields.append(("X-CSTP-Full-IPv6-Capability", "true"))
-    addresses = (options.address4, options.address6 if options.ipv6 else None)
+    addresses = (options.address4, options.address6 if options.wants_ipv6 else None)
     fields += [("X-CSTP-Address", str(address)) for address in addresses if address is not None]
-    if options.dtls:
+    if options.wants_dtls:
         fields.append(("X-DTLS-CipherSuite", "PSK-NEGOTIATE"))
     if options.rekey:
         fields.append(("X-Pyvpn-Rekey", "1"))
