@@ -28,6 +28,7 @@ from asyncvarlink.serviceinterface import (
 )
 from asyncvarlink.types import JSONObject
 
+from vpnctl.daemons import CLIENT_PREFIX
 from vpnd.errors import VpnError
 from vpnd.ipc.api import ADMIN_GROUP, SOCKET_NAME, Client, Daemon, Profile, Status, User
 
@@ -189,11 +190,18 @@ def _explained(path: Path) -> Iterator[None]:
         raise NotPermitted(f"{path}: permission denied: use sudo") from exc
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
         raise DaemonAbsent(
-            f"vpnd is not running (nobody answers on {path}): start it (systemctl start "
-            "pyvpn-server, or ./run.sh server), or name its directory with --run-dir"
+            f"vpnd is not running (nobody answers on {path}): start it ({_how_to_start(path)}), "
+            "or name its directory with --run-dir"
         ) from exc
     except OSError as exc:
         raise DaemonAbsent(
             f"vpnd went away or turned us down on {path} ({exc}): "
             "see its log (journalctl -u pyvpn-server)"
         ) from exc
+
+
+def _how_to_start(path: Path) -> str:
+    name = path.parent.name
+    if name.startswith(CLIENT_PREFIX):
+        return f"vpnctl up {name.removeprefix(CLIENT_PREFIX)}"
+    return "systemctl start pyvpn-server, or ./run.sh server"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vpnctl import output
-from vpnctl.commands import client, pki, status, user
+from vpnctl import daemons, output
+from vpnctl.commands import client, down, pki, status, up, user
 from vpnd.errors import VpnError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say
@@ -33,7 +33,7 @@ class Command(Protocol):
         """Do it and return the exit status.  Raises VpnError."""
 
 
-COMMANDS: tuple[Command, ...] = (status, user, client, pki)
+COMMANDS: tuple[Command, ...] = (status, up, down, user, client, pki)
 DEFAULT = status
 
 
@@ -83,7 +83,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _general_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser("vpnctl", add_help=False, allow_abbrev=False)
     for name, default, what in (
-        ("--run-dir", "/run/pyvpn-server", "where the daemon's socket is"),
+        ("--run-dir", daemons.SERVER_RUN_DIR, "where the daemon's socket is"),
         ("--state-dir", "/var/lib/pyvpn", "where the server keeps its keys"),
         ("--ca-dir", "/var/lib/pyvpn-ca", "where the certificate authority is"),
     ):

@@ -8,7 +8,6 @@ import json
 import os
 import pwd
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +108,7 @@ def host() -> Iterator[Host]:
 def test_what_the_server_gives_is_set_up_shown_and_taken_back(host: Host) -> None:
     """Address, MTU, default route; the status of a client; Ctrl-C leaves nothing behind."""
     vpnd = host.client(CONNECT)
-    vpnd.wait_for("connected", timeout_s=WAIT_S)
+    vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
     shown = host.host.run("ip", "-j", "addr", "show", "pyvpn10").stdout
     (link,) = json.loads(shown)
     assert link["mtu"] == 1400
@@ -128,3 +127,12 @@ def test_what_the_server_gives_is_set_up_shown_and_taken_back(host: Host) -> Non
     assert status["client"]["dns"] == ["10.8.0.1"]
     assert status["sessions"][0]["key_exchange_group"] == "X25519MLKEM768"
     assert vpnd.stop() == 0
+
+
+def test_vpnctl_can_end_it(host: Host) -> None:
+    """`vpnctl down` is asked over the socket, and the program ends by itself."""
+    vpnd = host.client(CONNECT)
+    vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
+    host.vpnctl("down")
+    assert vpnd.wait(WAIT_S) == 0
+    assert "disconnected by vpnctl" in vpnd.text()

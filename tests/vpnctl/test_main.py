@@ -46,7 +46,13 @@ def test_after_two_dashes_nothing_is_an_option(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["user"], ["status", "--nonsense"], ["--json", "--table"], ["status", "extra"]],
+    [
+        ["nonsense"],
+        ["user"],
+        ["status", "--nonsense"],
+        ["--json", "--table"],
+        ["status", "a", "b"],
+    ],
 )
 def test_wrong_arguments_are_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

@@ -8,9 +8,9 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from vpnctl import output
-from vpnctl.connection import call
-from vpnd.ipc.api import ADMIN_GROUP, SessionStatus, Status
+from vpnctl import daemons, output
+from vpnctl.connection import DaemonAbsent, call
+from vpnd.ipc.api import ADMIN_GROUP, ConnectionStatus, SessionStatus, Status
 
 NAME = "status"
 HELP = "show the daemon, its interface and its sessions (what a bare `vpnctl` does)"
@@ -20,20 +20,41 @@ HEADINGS = ("USER", "INNER, OUTER", "CHANNEL", "BYTES (PACKETS)", "AGE, KEYS")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments: none of its own."""
-    del parser
+    """Declare the command's arguments."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this client")
+    parser.set_defaults(name=None)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the daemon and print its answer."""
-    status = call(args, lambda daemon: daemon.get_status())
+    """Ask the daemons and print their answers; the exit status is the worst of them."""
+    found = _ask_all(args)
     if args.json:
-        output.print_json(status)
-    elif output.wants_table(args):
-        _print_for_people(args, status)
-    else:
-        _print_for_scripts(args, status)
-    return 0 if status.state == "up" else EXIT_DOWN
+        output.print_json(found[0] if len(found) == 1 else {"daemons": found})
+    for number, status in enumerate(() if args.json else found):
+        if number:
+            print()
+        (_print_for_people if output.wants_table(args) else _print_for_scripts)(args, status)
+    return 0 if all(status.state == "up" for status in found) else EXIT_DOWN
+
+
+def _ask_all(args: argparse.Namespace) -> list[Status]:
+    """Return the status of the daemon that is meant, or of the server and all clients."""
+    name = getattr(args, "name", None)
+    if name is not None or daemons.is_named(args):
+        return [_ask(daemons.meant(args, name))]
+    clients = daemons.running_clients()
+    found = []
+    for name in (None, *clients):
+        try:
+            found.append(_ask(daemons.meant(args, name)))
+        except DaemonAbsent:
+            if not clients:
+                raise
+    return found or [_ask(args)]
+
+
+def _ask(args: argparse.Namespace) -> Status:
+    return call(args, lambda daemon: daemon.get_status())
 
 
 def _print_for_people(args: argparse.Namespace, status: Status) -> None:
@@ -55,6 +76,9 @@ def _facts(status: Status) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = [
         (status.role, f"{status.state}{since}, version {status.version}")
     ]
+    connection = status.client
+    if connection is not None:
+        facts += _connection_facts(connection)
     if not status.restricted:
         offloads = ", ".join(
             f"{offload.name} {offload.state}" + (f" ({offload.reason})" if offload.reason else "")
@@ -62,14 +86,35 @@ def _facts(status: Status) -> list[tuple[str, str]]:
         )
         facts += [
             ("interface", " ".join((status.interface or "none", *status.addresses))),
-            ("listening on", ", ".join(status.listen)),
-            ("firewall", status.firewall_backend or "none"),
             ("offloads", offloads),
             ("workers", str(status.workers)),
-            ("certificate", _keys_text(status)),
             ("drops", output.counts_text(status.drops) or "none"),
         ]
+    if status.role == "client":
+        return facts
+    if not status.restricted:
+        facts += [
+            ("listening on", ", ".join(status.listen)),
+            ("firewall", status.firewall_backend or "none"),
+            ("certificate", _keys_text(status)),
+        ]
     return [*facts, ("users", str(status.users)), ("sessions", str(status.sessions_count))]
+
+
+def _connection_facts(connection: ConnectionStatus) -> list[tuple[str, str]]:
+    tries = f"try {connection.attempt}" if connection.attempt > 1 else ""
+    pause = f"next in {connection.next_try_s} s" if connection.next_try_s else ""
+    state = ", ".join(filter(None, (connection.state, connection.reason, tries, pause)))
+    blocked = " (other IPv6 is blocked)" if connection.blocks_ipv6 else ""
+    facts = [
+        ("profile", connection.name),
+        ("connection", state),
+        ("server", connection.remote),
+        ("routes", (", ".join(connection.routes) or "none") + blocked),
+        ("outside", ", ".join(connection.exclude) or "none"),
+        ("DNS", f"{', '.join(connection.dns)} (not put in use)" if connection.dns else "none"),
+    ]
+    return facts + [("refused", reason) for reason in connection.refused]
 
 
 def _keys_text(status: Status) -> str:
@@ -113,8 +158,13 @@ def _print_for_scripts(args: argparse.Namespace, status: Status) -> None:
     facts = [
         (name, _cell(getattr(status, name)))
         for name in (field.name for field in fields(Status))
-        if name not in {"sessions", "offloads", "keys"}
+        if name not in {"sessions", "offloads", "keys", "client"}
     ]
+    if status.client is not None:
+        facts += [
+            (f"client {field.name}", _cell(getattr(status.client, field.name)))
+            for field in fields(status.client)
+        ]
     facts += [(f"offload {each.name}", f"{each.state} {each.reason}") for each in status.offloads]
     if keys is not None:
         facts += [

@@ -58,14 +58,9 @@ async def run(config: ClientConfig, run_dir: Path, answers: Answers, relay: Rela
             "vpnd does not run as root; start it as user pyvpn-client (./run.sh client does that)"
         )
     harden()
-    try:
-        outcome = await Client(config, run_dir, answers, relay).run()
-    except VpnError as exc:
-        if relay is not None:
-            relay.tell(ended=str(exc), exit_status=exc.exit_status)
-        raise
+    outcome = await Client(config, run_dir, answers, relay).run()
     if relay is not None:
-        relay.tell(ended=outcome.reason, exit_status=outcome.exit_status)
+        relay.tell(ended=outcome.reason)
     return outcome.exit_status
 
 

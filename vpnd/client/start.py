@@ -12,19 +12,31 @@ from vpnd.config import values
 from vpnd.config.load import MAX_FILE, read
 from vpnd.config.load_profile import interface, load_profile, profile_of_url, system_ca
 from vpnd.config.profile_options import ClientConfig, ClientTlsOptions
-from vpnd.errors import ConfigError
+from vpnd.errors import ConfigError, VpnError
 
 RUN_DIR = "/run/pyvpn-client-{}"
 FOR_URLS = ("pin", "ca", "certificate", "key", "allow_tls12")  # what a profile says itself
 
 
 def start(options: argparse.Namespace) -> int:
-    """Run a client; return its exit status.  Raises VpnError."""
+    """Run a client; return its exit status.  Raises VpnError, and tells whoever asks for us."""
+    relay = Relay.of(options.prompt_fd) if options.prompt_fd is not None else None
+    try:
+        return _start(options, relay)
+    except VpnError as exc:
+        if relay is not None:
+            relay.tell(ended=str(exc))
+        raise
+    finally:
+        if relay is not None:
+            relay.close()
+
+
+def _start(options: argparse.Namespace, relay: Relay | None) -> int:
     config = configuration(options)
     log.setup(config.log.level)
     passwords = read_secrets(options.password_fd) if options.password_fd is not None else []
     codes = read_secrets(options.otp_fd) if options.otp_fd is not None else []
-    relay = Relay.of(options.prompt_fd) if options.prompt_fd is not None else None
     answers = Answers(
         config.client.user, relay or Terminal.open(), passwords=passwords, codes=codes
     )
