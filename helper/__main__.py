@@ -30,9 +30,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 def log(level: int, text: str) -> None:
     """Write one line, with its level for the journal, without it for a person at a terminal."""
-    prefix = "" if sys.stderr.isatty() else f"<{level}>"
-    sys.stderr.write(f"{prefix}pyvpn-helper: {' '.join(text.split())}\n")
-    sys.stderr.flush()
+    line = f"pyvpn-helper: {' '.join(text.split())}\n"
+    sys.stderr.write(line if sys.stderr.isatty() else f"<{level}>{line}")
 
 
 class Connection:
@@ -91,9 +90,8 @@ class Server:
             self._turn(ready)
 
     def _turn(self, ready: list[int]) -> None:
-        for fd in ready:
-            if fd in self._connections:
-                self._serve(fd)
+        for fd in self._connections.keys() & ready:
+            self._serve(fd)
         for line in self._host.expire():
             log(NOTICE, f"nobody came back for {line}")
         if self._listener.fileno() in ready:
@@ -115,8 +113,9 @@ class Server:
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
         sock.setblocking(False)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-        pid, uid, _ = UCRED.unpack(credentials)
+        pid, uid, _ = UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        )
         same = [c for c in self._connections.values() if c.caller.uid == uid]
         room = len(self._connections) < MAX_CONNECTIONS and len(same) < MAX_PER_UID
         try:
@@ -137,9 +136,8 @@ def listen(path: Path) -> socket.socket:
     if path.is_socket():
         path.unlink()
     new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    previous = os.umask(0o111)  # anybody may knock: SO_PEERCRED and the policy decide
     new.bind(str(path))
-    os.umask(previous)
+    path.chmod(0o666)  # anybody may knock: SO_PEERCRED and the policy decide
     new.listen(MAX_CONNECTIONS)
     return new
 

@@ -67,15 +67,16 @@ class Host:
         """Return the journals of the other interfaces."""
         return [other for other in self.journals.values() if other is not journal]
 
-    def _release(self, journal: Journal) -> None:
-        forwarding.release(journal, self.others(journal), list(journal.claims))
-
     def undo(self, interface: str) -> list[str]:
         """Take back all that the journal names; return what could not be (it stays noted)."""
         journal, failures = self.journals.pop(interface), []
         self._keep_until.pop(interface, None)
         self._in_use.discard(interface)
-        for step in (self._release, firewall.undo, link.undo):
+        for step in (
+            lambda j: forwarding.release(j, self.others(j), list(j.claims)),
+            firewall.undo,
+            link.undo,
+        ):
             try:
                 step(journal)
             except Exception as exc:  # whatever it is, the next step is still to be made
@@ -140,8 +141,11 @@ class Caller:
     def _hello(self, request: Hello) -> dict[str, object]:
         adopted = self._host.claim(request.interface, self.uid)
         self._interface = request.interface
-        facts = {"adopted": adopted, "firewall_backends": firewall.usable()}
-        return {"protocol": PROTOCOL, **facts}
+        return {
+            "protocol": PROTOCOL,
+            "adopted": adopted,
+            "firewall_backends": firewall.usable(),
+        }
 
     def _open_tun(self, request: OpenTun) -> Answer:
         journal = self._journal
@@ -153,12 +157,16 @@ class Caller:
     def _set_link(self, request: SetLink) -> None:
         journal, host = self._journal, self._host
         addresses = [parse(ip_interface, text) for text in request.addresses]
-        link.refuse_overlap(journal.interface, [address.network for address in addresses])
+        if not request.keep_outside:
+            link.refuse_overlap(journal.interface, [address.network for address in addresses])
+        journal.inner = [str(address.ip) for address in addresses if request.keep_outside]
         link.set_link(journal, request)
         versions = {address.version for address in addresses}
         settings: dict[str, str] = {}
         if request.forwarding:
             settings = forwarding.wanted(versions, list(host.journals.values()))
+        if request.keep_outside:
+            settings |= forwarding.loosened(journal.interface, list(host.journals.values()))
         surplus = [path for path in journal.claims if path not in settings]
         forwarding.release(journal, host.others(journal), surplus)
         forwarding.record(journal, host.others(journal), settings)

@@ -17,8 +17,8 @@ def usable() -> list[str]:
 def apply(journal: Journal, directory: JournalDirectory) -> None:
     """Store the journal, then bring the rules to what it holds; raise Refused when impossible."""
     wanted = SetFirewall(**journal.filter) if journal.filter else None
-    rules = RuleSet(journal.interface, wanted, forwarding.guards(journal))
-    if wanted or rules.guards:
+    rules = RuleSet(journal.interface, wanted, forwarding.guards(journal), tuple(journal.inner))
+    if rules != RuleSet(journal.interface):
         if not usable():
             raise Refused("; ".join(str(backend.lacking()) for backend in BACKENDS.values()))
         journal.firewall = journal.firewall or usable()[0]

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from helper.messages import Network, Refused, parse
-from helper.ruleset import EVERY_LINK, Guard, RuleSet
+from helper.ruleset import EVERY_LINK, RuleSet
 
 NFT = "/usr/sbin/nft"
 TIMEOUT_S = 20  # a transaction takes some 10 ms; a hung one must not hang the helper
@@ -33,7 +33,7 @@ class Nftables:
         """Put `rules` in force; raise Refused with nft's own words when the kernel refuses."""
         table = {"table": {"family": "inet", "name": rules.interface}}
         emptied = [{"add": table}, {"delete": table}]  # deleting alone fails where there is none
-        _run(emptied + (list(_table(rules)) if rules.filter or rules.guards else []))
+        _run(emptied + (list(_table(rules)) if rules != RuleSet(rules.interface) else []))
 
 
 def _run(commands: list[Statement]) -> None:
@@ -66,8 +66,16 @@ def _table(rules: RuleSet) -> Iterable[Statement]:
 
 
 def _chains(rules: RuleSet) -> dict[str, tuple[str, str, int, list[list[Statement]]]]:
-    forward = [_guard(guard) for guard in rules.guards]
-    chains = {"forward": ("filter", "forward", 0, forward)}
+    forward = [_guard(*guard) for guard in rules.guards]
+    elsewhere = _meta("iifname", {"set": [rules.interface, "lo"]}, "!=")
+    closed = [
+        [elsewhere, target, _DROP]
+        for target in _within("daddr", [parse(ip_network, text) for text in rules.inner])
+    ]
+    chains = {
+        "forward": ("filter", "forward", 0, forward),
+        "prerouting": ("filter", "prerouting", -300, closed),  # raw: before conntrack
+    }
     wanted = rules.filter
     if wanted is None:
         return chains
@@ -80,32 +88,34 @@ def _chains(rules: RuleSet) -> dict[str, tuple[str, str, int, list[list[Statemen
         [into, _match({"ct": {"key": "state"}}, ["established", "related"], "in"), _ACCEPT],
         [into, _DROP],
     ]
-    elsewhere = _meta("iifname", {"set": [tun, "lo"]}, "!=")
-    spoofed = [[elsewhere, source, _DROP] for source in _sources(networks)]
-    chains["prerouting"] = ("filter", "prerouting", -300, spoofed)  # raw: before conntrack
+    closed += [[elsewhere, source, _DROP] for source in _within("saddr", networks)]
     if wanted.masquerade:
         leaving = _meta("oifname", {"set": [tun, "lo"]}, "!=")
-        hidden = [[source, leaving, {"masquerade": None}] for source in _sources(networks)]
+        hidden = [[source, leaving, {"masquerade": None}] for source in _within("saddr", networks)]
         chains["postrouting"] = ("nat", "postrouting", 100, hidden)
     return chains
 
 
-def _guard(guard: Guard) -> list[Statement]:
-    family, name = guard
+def _guard(family: str, name: str) -> list[Statement]:
     link = [] if name == EVERY_LINK else [_meta("iifname", name)]
     others = [_meta(key, ALL_TUNNELS, "!=") for key in ("iifname", "oifname")]
     return [_meta("nfproto", family), *link, *others, _DROP]
 
 
-def _sources(networks: list[Network]) -> Iterable[Statement]:
-    for version, protocol in ((4, "ip"), (6, "ip6")):
-        prefixes = [
+def _within(field: str, networks: list[Network]) -> list[Statement]:
+    prefixes = {
+        protocol: [
             {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
             for network in networks
             if network.version == version
         ]
-        if prefixes:
-            yield _match({"payload": {"protocol": protocol, "field": "saddr"}}, {"set": prefixes})
+        for version, protocol in ((4, "ip"), (6, "ip6"))
+    }
+    return [
+        _match({"payload": {"protocol": protocol, "field": field}}, {"set": found})
+        for protocol, found in prefixes.items()
+        if found
+    ]
 
 
 def _match(left: Statement, right: object, op: str = "==") -> Statement:

@@ -1,9 +1,12 @@
-"""Forwarding, switched on where the tunnel needs it and nowhere else.
+"""Settings of other links that the tunnel needs: forwarding, and the source check loosened.
 
 IPv4 has a switch for each incoming link.  IPv6 has one since Linux 6.17 (force_forwarding);
 before, only conf/all/forwarding counts, and setting it sets every link's own value and makes links
 that live by router advertisements deaf to them unless accept_ra is 2.  Where the host forwards
 already (conf/all/forwarding is 1) nothing is touched: a link that is off there is off on purpose.
+
+Strict rp_filter drops what comes in on another link than an answer would leave by; with a table
+for everybody but one user the kernel takes the tunnel for that link.  Loose is what it becomes.
 
 Several tunnels may claim one setting: each journal holds the value from before all of them, and
 the last to let go restores it, if it still is what we wrote.
@@ -20,6 +23,7 @@ ALL4 = "ipv4/conf/all/forwarding"
 ALL6 = "ipv6/conf/all/forwarding"
 CONF6 = "ipv6/conf"
 FORCE = "force_forwarding"
+STRICT, LOOSE = "1", "2"  # rp_filter, RFC 3704; the larger of all's and the link's own holds
 
 
 def wanted(versions: Collection[int], journals: Collection[Journal]) -> dict[str, str]:
@@ -37,6 +41,18 @@ def wanted(versions: Collection[int], journals: Collection[Journal]) -> dict[str
     return settings | {ALL6: "1"}
 
 
+def loosened(interface: str, journals: Collection[Journal]) -> dict[str, str]:
+    """Return the settings under which packets of the user kept outside come in."""
+    held = {path for journal in journals for path in journal.claims}
+    general = sysctl.read("ipv4/conf/all/rp_filter") or "0"
+    paths = [f"ipv4/conf/{name}/rp_filter" for name in (*links.uplinks().values(), interface)]
+    return {
+        path: LOOSE
+        for path in paths
+        if path in held or max(general, sysctl.read(path) or "0") == STRICT
+    }
+
+
 def record(journal: Journal, others: Collection[Journal], settings: dict[str, str]) -> None:
     """Enter in `journal` what applying `settings` will change; changes nothing else."""
     for path, new in settings.items():
@@ -47,7 +63,7 @@ def record(journal: Journal, others: Collection[Journal], settings: dict[str, st
         if shared:
             journal.claims[path] = shared
         elif old is not None and old != new:
-            along = dict(_links6()) if path == ALL6 else {}
+            along = _links6() if path == ALL6 else {}
             journal.claims[path] = Claim(old, new, along)
 
 
@@ -71,24 +87,27 @@ def release(journal: Journal, others: Collection[Journal], paths: Iterable[str])
 
 
 def _restore(path: str, claim: Claim) -> None:
-    taken_over = path.startswith("ipv4") and sysctl.read(ALL4) != "0"  # all forward now: not ours
+    forwards = path.startswith("ipv4") and path.endswith("forwarding")
+    taken_over = forwards and sysctl.read(ALL4) != "0"  # all forward now: not ours
     if taken_over or sysctl.read(path) != claim.new:
         return
-    before = dict(_links6()) if path == ALL6 else {}
+    before = _links6() if path == ALL6 else {}
     sysctl.write(path, claim.old)
     for name, value in before.items():  # what another changed since stays as it is
         target = claim.links.get(name, claim.old) if value == claim.new else value
         sysctl.write(f"{CONF6}/{name}/forwarding", target)
 
 
-def _links6() -> Iterable[tuple[str, str]]:
-    for directory in sorted((sysctl.ROOT / CONF6).iterdir()):
-        value = sysctl.read(f"{CONF6}/{directory.name}/forwarding")
-        if directory.name != "all" and value is not None:
-            yield directory.name, value
+def _links6() -> dict[str, str]:
+    names = [path.name for path in sorted((sysctl.ROOT / CONF6).iterdir()) if path.name != "all"]
+    values = ((name, sysctl.read(f"{CONF6}/{name}/forwarding")) for name in names)
+    return {name: value for name, value in values if value is not None}
 
 
 def guards(journal: Journal) -> tuple[Guard, ...]:
     """Return the links that forward only because of `journal`'s claims."""
-    parts = [path.split("/") for path in journal.claims if not path.endswith("accept_ra")]
-    return tuple((family, EVERY_LINK if link == "all" else link) for family, _, link, _ in parts)
+    return tuple(
+        (family, EVERY_LINK if link == "all" else link)
+        for family, _, link, setting in (path.split("/") for path in journal.claims)
+        if setting.endswith("forwarding")
+    )

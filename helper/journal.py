@@ -40,6 +40,7 @@ class Journal:
     firewall: str | None = None  # the backend whose rules are, or may be, in place
     filter: dict[str, Any] | None = None  # the fields of the SetFirewall in force
     claims: dict[str, Claim] = field(default_factory=dict)  # by path below /proc/sys, in order
+    inner: list[str] = field(default_factory=list)  # addresses for which only the tunnel brings
 
 
 class JournalDirectory:

@@ -1,4 +1,9 @@
-"""Addresses, MTU and routes of one interface, brought to the wanted state over rtnetlink."""
+"""Addresses, MTU, routes and rules of one interface, brought to the wanted state over rtnetlink.
+
+Kept outside is a user, not an address: a rule sends all others, and what is forwarded, to a table
+of the interface's own before any other is asked.  So there is no host route to the gateway, and no
+network that the host joins can claim, with routes of its own, traffic that belongs inside.
+"""
 
 import socket
 from ipaddress import ip_interface, ip_network
@@ -6,19 +11,26 @@ from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
+from helper import sysctl
 from helper.journal import Journal
 from helper.messages import INTERFACE, Network, Refused, SetLink
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+FIRST_TABLE = 28_000  # pyvpn10's routing table is 28010, which is also its rules' priority
 MAIN_TABLE = 254
-RTPROT_STATIC = 4  # rtnetlink.h: ours on our interface; the kernel's own are 2
-RTN_UNICAST = 1
+PROTOCOL = 118  # who made a route or rule: a number that rtnetlink.h leaves free means us
+RTN_UNICAST, RTN_UNREACHABLE, RTN_THROW = 1, 7, 9
+LAST = 0xFFFFFFFF  # the metric of what holds when nothing else does
+FIB_RULE_INVERT = 2  # fib_rules.h
+IFA_F_NOPREFIXROUTE = 0x200  # if_addr.h: the kernel adds no route to the main table
 IPV6_OFF = 'if this host has IPv6 switched off, enable it or set network.ipv6 = ""'
+Thing = tuple[str, tuple[tuple[str, Any], ...]]  # a method of IPRoute, and arguments; sortable
 
 
 def undo(journal: Journal) -> None:
-    """Take the interface away, and its mention, unless it is gone, or another one of that name."""
+    """Take away the rules, and the interface, unless it is gone or another one of that name."""
     with IPRoute() as netlink:
+        _reconcile(netlink, _ways(netlink, journal), set())
         if list(netlink.link_lookup(ifname=journal.interface)) == [journal.link_index]:
             netlink.link("del", index=journal.link_index)
     journal.link_index = None
@@ -31,66 +43,115 @@ def set_link(journal: Journal, wanted: SetLink) -> None:
         if index is None or list(netlink.link_lookup(ifname=journal.interface)) != [index]:
             raise Refused(f"{journal.interface} does not exist: ask for OpenTun first")
         netlink.link("set", index=index, mtu=wanted.mtu, state="up")
-        _set_addresses(netlink, index, {*map(str, map(ip_interface, wanted.addresses))})
-        _set_routes(netlink, index, {*map(str, map(ip_network, wanted.routes))})
+        flags = IFA_F_NOPREFIXROUTE * wanted.keep_outside
+        addresses = {_address(index, text, flags) for text in wanted.addresses}
+        _reconcile(netlink, _addresses(netlink, index), addresses)
+        # The last address may have taken routes with it: look only now.
+        _reconcile(netlink, _ways(netlink, journal), _wanted_ways(journal, wanted))
 
 
-def _set_addresses(netlink: Any, index: int, wanted: set[str]) -> None:
-    present = {_address(m) for m in netlink.get_addr(index=index) if m["index"] == index}
-    for text, verb in [(t, "del") for t in present - wanted] + [
-        (t, "add") for t in wanted - present
-    ]:
-        address = ip_interface(text)
-        where = {"index": index, "address": str(address.ip), "family": FAMILY[address.version]}
+def _reconcile(netlink: Any, present: set[Thing], wanted: set[Thing]) -> None:
+    """Take away and add, never replace: another's route stays.  A rule goes first, comes last."""
+    steps = [("del", thing) for thing in sorted(present - wanted, reverse=True)]
+    for verb, (kind, what) in steps + [("add", thing) for thing in sorted(wanted - present)]:
+        arguments: dict[str, Any] = dict(what)
         try:
-            netlink.addr(verb, prefixlen=address.network.prefixlen, **where)
+            getattr(netlink, kind)(verb, **arguments)
         except NetlinkError as exc:
-            fix = IPV6_OFF if address.version == 6 else "see `ip address`"
-            raise Refused(f"address {text} cannot be given ({exc}): {fix}") from exc
+            fix = IPV6_OFF if arguments["family"] == socket.AF_INET6 else f"see `ip {kind}`"
+            raise Refused(f"`ip {kind} {verb}` of {what[0][1]} failed: {exc}; {fix}") from exc
 
 
-def _address(message: Any) -> str:
-    local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return str(ip_interface(f"{local}/{message['prefixlen']}"))
+def _thing(kind: str, **what: Any) -> Thing:
+    return kind, tuple(what.items())
 
 
-def _set_routes(netlink: Any, index: int, wanted: set[str]) -> None:
-    present = {
-        _destination(message)
-        for message in _main_table(netlink)
-        if message["proto"] == RTPROT_STATIC and index in _links(message)
+def _address(index: int, text: str, flags: int) -> Thing:
+    address = ip_interface(text)
+    where = {"family": FAMILY[address.version], "prefixlen": address.network.prefixlen}
+    return _thing("addr", address=str(address.ip), index=index, flags=flags, **where)
+
+
+def _addresses(netlink: Any, index: int) -> set[Thing]:
+    return {
+        _address(index, _text(m), m.get_attr("IFA_FLAGS") & IFA_F_NOPREFIXROUTE)
+        for m in netlink.get_addr(index=index)
+        if m["index"] == index
     }
-    for text, verb in [(t, "del") for t in present - wanted] + [
-        (t, "add") for t in wanted - present
-    ]:
-        network = ip_network(text)
-        try:  # "add", not "replace": another's route is never taken away
-            where = {"oif": index, "proto": RTPROT_STATIC, "table": MAIN_TABLE}
-            netlink.route(verb, family=FAMILY[network.version], dst=text, **where)
-        except NetlinkError as exc:
-            raise Refused(f"route {text} cannot be made: {exc}; see `ip route`") from exc
 
 
-def _main_table(netlink: Any) -> list[Any]:
-    messages = [
-        *netlink.get_routes(family=socket.AF_INET),
-        *netlink.get_routes(family=socket.AF_INET6),
-    ]
-    return [
-        message
-        for message in messages
-        if message.get_attr("RTA_TABLE") == MAIN_TABLE and message["type"] == RTN_UNICAST
-    ]
+def _text(message: Any) -> str:
+    local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return f"{local}/{message['prefixlen']}"
 
 
-def _destination(message: Any) -> str:
+def _table(journal: Journal) -> int:
+    return FIRST_TABLE + int(journal.interface.removeprefix("pyvpn"))
+
+
+def _rule(journal: Journal, family: int) -> Thing:
+    """Return the rule that sends all but the caller to the interface's table."""
+    own = dict.fromkeys(("table", "priority"), _table(journal)) | {"protocol": PROTOCOL}
+    caller = {"uid_range": f"{journal.uid}:{journal.uid}", "flags": FIB_RULE_INVERT}
+    return _thing("rule", **own, **caller, family=family)
+
+
+def _route(table: int, kind: int, network: Network, index: int | None) -> Thing:
+    ends = {RTN_UNICAST: ("oif", index), RTN_UNREACHABLE: ("priority", LAST)}.get(kind)
+    what = {"dst": str(network), "family": FAMILY[network.version], "table": table, "type": kind}
+    return _thing("route", **what, proto=PROTOCOL, **dict([ends] if ends else []))
+
+
+def _ways(netlink: Any, journal: Journal) -> set[Thing]:
+    """Return our routes through the interface or in its table, and our rules for it."""
+    own, index = _table(journal), journal.link_index or 0
+    routes = {
+        _route(table, m["type"], _destination(m), index)
+        for m in _routes(netlink)
+        if m["proto"] == PROTOCOL
+        and ((table := m.get_attr("RTA_TABLE")) == own or index in _links(m))
+    }
+    return routes | {
+        _rule(journal, m["family"])
+        for family in FAMILY.values()
+        for m in netlink.get_rules(family=family)
+        if (m.get_attr("FRA_TABLE"), m.get_attr("FRA_PROTOCOL")) == (own, PROTOCOL)
+    }
+
+
+def _wanted_ways(journal: Journal, wanted: SetLink) -> set[Thing]:
+    inside, index = {ip_network(text) for text in wanted.routes}, journal.link_index
+    if not wanted.keep_outside:
+        return {_route(MAIN_TABLE, RTN_UNICAST, network, index) for network in inside}
+    inside |= {ip_interface(text).network for text in wanted.addresses}
+    # What a default route loses for a moment, with its last address, must not leave elsewhere.
+    blocked = {n for n in inside if not n.prefixlen} | {*[ip_network("::/0")] * wanted.block_ipv6}
+    kinds = {
+        RTN_UNICAST: inside,
+        RTN_THROW: {ip_network(text) for text in wanted.exclude},
+        RTN_UNREACHABLE: blocked,
+    }
+    usable = [v for v in FAMILY if v == 4 or sysctl.read("ipv6/conf/all/disable_ipv6")]
+    return {_rule(journal, FAMILY[version]) for version in usable} | {
+        _route(_table(journal), kind, network, index)
+        for kind, networks in kinds.items()
+        for network in networks
+        if network.version in usable
+    }
+
+
+def _routes(netlink: Any) -> list[Any]:
+    return [m for family in FAMILY.values() for m in netlink.get_routes(family=family)]
+
+
+def _destination(message: Any) -> Network:
     everywhere = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104  # no socket
-    return str(ip_network(f"{message.get_attr('RTA_DST') or everywhere}/{message['dst_len']}"))
+    return ip_network(f"{message.get_attr('RTA_DST') or everywhere}/{message['dst_len']}")
 
 
 def _links(message: Any) -> list[int]:
-    hops = [hop["oif"] for hop in message.get_attr("RTA_MULTIPATH") or []]
-    return [message.get_attr("RTA_OIF"), *hops]
+    hops = message.get_attr("RTA_MULTIPATH") or []
+    return [message.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)]
 
 
 def uplinks() -> dict[int, str]:
@@ -100,15 +161,22 @@ def uplinks() -> dict[int, str]:
 
 
 def _names(netlink: Any) -> dict[int, str]:
-    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
-    return {index: name for index, name in names.items() if name != "lo"}
+    return {
+        link["index"]: name
+        for link in netlink.get_links()
+        if (name := link.get_attr("IFLA_IFNAME")) != "lo"
+    }
 
 
 def carriers(version: int) -> list[str]:
     """Return the names of the uplinks that carry a route of IPv`version`."""
     with IPRoute() as netlink:
-        routes = [m for m in _main_table(netlink) if m["family"] == FAMILY[version]]
-    networks = [(ip_network(_destination(message)), _links(message)) for message in routes]
+        networks = [
+            (_destination(m), _links(m))
+            for m in _routes(netlink)
+            if (m["family"], m.get_attr("RTA_TABLE")) == (FAMILY[version], MAIN_TABLE)
+            and m["type"] == RTN_UNICAST
+        ]
     used = {index for network, found in networks if not network.is_link_local for index in found}
     return [name for index, name in uplinks().items() if index in used]
 
@@ -120,9 +188,11 @@ def refuse_overlap(interface: str, networks: list[Network]) -> None:
     """
     with IPRoute() as netlink:
         names = _names(netlink)
-        taken = [(ip_interface(_address(m)), names.get(m["index"])) for m in netlink.get_addr()]
+        taken = [(ip_interface(_text(m)), names.get(m["index"])) for m in netlink.get_addr()]
     for address, name in taken:
         for network in networks if name not in (None, interface) else []:
             if address.version == network.version and network.overlaps(address.network):
-                fix = "choose another inner network (network.ipv4, network.ipv6)"
-                raise Refused(f"{network} overlaps {address} of {name}: {fix}")
+                raise Refused(
+                    f"{network} overlaps {address} of {name}: "
+                    "choose another inner network (network.ipv4, network.ipv6)"
+                )

@@ -102,22 +102,33 @@ class OpenSockets:
 
 @dataclass(frozen=True, slots=True)
 class SetLink:
-    """The whole wanted state of the interface: what it does not name is taken away."""
+    """The whole wanted state of the interface: what it does not name is taken away.
+
+    With `keep_outside` the routes hold for everybody but the caller, before any route of the host;
+    `exclude` are prefixes that stay as they were, and with `block_ipv6` other IPv6 goes nowhere.
+    """
 
     mtu: int
     addresses: tuple[str, ...]
     routes: tuple[str, ...]
     forwarding: bool
+    exclude: tuple[str, ...] = ()
+    keep_outside: bool = False
+    block_ipv6: bool = False
 
     def __post_init__(self) -> None:
         _within("number of addresses", len(self.addresses), 0, MAX_ADDRESSES)
-        _within("number of routes", len(self.routes), 0, MAX_ROUTES)
+        _within("number of routes", len(self.routes) + len(self.exclude), 0, MAX_ROUTES)
         networks = [parse(ip_interface, text).network for text in self.addresses]
         if not all(network.prefixlen for network in networks):
             raise Refused("an address needs its prefix length")
         networks += [parse(ip_network, text) for text in self.routes]
         lowest = 1280 if any(network.version == 6 for network in networks) else 576  # RFC 8200, 5
         _within("mtu", self.mtu, lowest, 65535)
+        if not self.keep_outside and (self.exclude or self.block_ipv6):
+            raise Refused("exclude and block_ipv6 are for keep_outside only")
+        if twice := {parse(ip_network, text) for text in self.exclude}.intersection(networks):
+            raise Refused(f"{min(map(str, twice))} cannot be both inside and excluded")
 
 
 @dataclass(frozen=True, slots=True)

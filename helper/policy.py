@@ -77,10 +77,10 @@ class Rights:
             case OpenSockets(listen=listen):
                 for _, port in listen:
                     yield "ports", self._holds("ports", port), f"port {port}"
-            case SetLink(addresses=addresses, routes=routes):
+            case SetLink(addresses=addresses, routes=routes, block_ipv6=block):
                 for text in addresses:
                     yield self._network(parse(ip_interface, text).network)
-                for text in routes:
+                for text in (*routes, *["::/0"] * block):
                     yield self._network(parse(ip_network, text))
             case SetFirewall(networks=networks):
                 for text in networks:
@@ -140,8 +140,10 @@ def load(path: Path) -> dict[str, Rights]:
     except (OSError, ValueError) as exc:  # what tomllib and decode raise too
         raise Refused(f"{path}: {exc}") from exc
     if status.st_uid or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        fix = f"chown root:root {path}; chmod 0644 {path}"
-        raise Refused(f"{path}: must be root's and writable by root only: {fix}")
+        raise Refused(
+            f"{path}: must be root's and writable by root only: "
+            f"chown root:root {path}; chmod 0644 {path}"
+        )
     tables = list(users.values()) if isinstance(users, dict) else [users]
     if policy or not all(isinstance(table, dict) for table in tables):
         raise Refused(f"{path}: only tables [user.NAME] belong here")

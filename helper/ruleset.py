@@ -21,11 +21,13 @@ class RuleSet:
     - TCP through the tunnel: MSS no larger than the path takes, if asked for.
     With `guards`, links that only forward because we switched it on: what is forwarded from them
     neither to nor from a tunnel is dropped.
+    A packet for one of the addresses `inner` on any link but the tunnel and lo is dropped.
     """
 
     interface: str
     filter: SetFirewall | None = None
     guards: tuple[Guard, ...] = ()
+    inner: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -39,5 +41,5 @@ class Backend(Protocol):
     def apply(self, rules: RuleSet) -> None:
         """Put `rules` in force, all at once, in place of the interface's earlier ones, if any.
 
-        With neither filter nor guards nothing of the interface is left.
+        With only its name given nothing of the interface is left.
         """

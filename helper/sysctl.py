@@ -20,5 +20,7 @@ def write(path: str, value: str) -> None:
     try:
         (ROOT / path).write_text(value)
     except OSError as exc:
-        fix = "let the helper write it (ProtectKernelTunables=no, or a writable /proc/sys/net)"
-        raise Refused(f"{ROOT / path} cannot be written ({exc.strerror}): {fix}") from exc
+        raise Refused(
+            f"{ROOT / path} cannot be written ({exc.strerror}): "
+            "let the helper write it (ProtectKernelTunables=no, or a writable /proc/sys/net)"
+        ) from exc

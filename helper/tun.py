@@ -56,8 +56,10 @@ def _open_device() -> int:
     try:
         return os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as exc:
-        fix = "modprobe tun, or give this container the device"
-        raise Refused(f"/dev/net/tun cannot be opened ({exc.strerror}): {fix}") from exc
+        raise Refused(
+            f"/dev/net/tun cannot be opened ({exc.strerror}): "
+            "modprobe tun, or give this container the device"
+        ) from exc
 
 
 def _attach(fd: int, interface: str, *, first: bool) -> None:
@@ -67,8 +69,10 @@ def _attach(fd: int, interface: str, *, first: bool) -> None:
     except OSError as exc:
         if exc.errno not in (errno.EBUSY, errno.EEXIST):
             raise
-        fix = "end the program that made it, or choose another network.interface"
-        raise Refused(f"{interface} exists already: {fix}") from exc
+        raise Refused(
+            f"{interface} exists already: "
+            "end the program that made it, or choose another network.interface"
+        ) from exc
 
 
 def _settle(interface: str, request: OpenTun) -> int:
@@ -77,8 +81,8 @@ def _settle(interface: str, request: OpenTun) -> int:
         netlink.link("set", index=index, txqlen=request.tx_queue_len)
         (link,) = netlink.get_links(index)
     data = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
-    queues = data.get_attr("IFLA_TUN_NUM_QUEUES")
-    if (queues, data.get_attr("IFLA_TUN_NUM_DISABLED_QUEUES")) != (request.queues, 0):
+    names = "IFLA_TUN_NUM_QUEUES", "IFLA_TUN_NUM_DISABLED_QUEUES"
+    if [data.get_attr(name) for name in names] != [request.queues, 0]:
         raise Refused(f"somebody else joined {interface} while it was made; look who, try again")
     for path, value in SETTINGS.items():
         sysctl.write(path.format(interface), value)

@@ -50,6 +50,11 @@ ports = ["1-60000"]
 interfaces = ["pyvpn0"]
 networks = ["10.0.0.0/8"]
 ports = []
+
+[user.games]
+interfaces = ["pyvpn10-11"]
+networks = ["0.0.0.0/0", "::/0"]
+default_route = true
 """
 ADDRESSES = (
     "address add 192.0.2.{}/24 dev eth0",

@@ -114,15 +114,24 @@ class HelperClient:
         addresses: Sequence[str],
         routes: Sequence[str] = (),
         forwarding: bool,
+        exclude: Sequence[str] = (),
+        keep_outside: bool = False,
+        block_ipv6: bool = False,
     ) -> None:
         """Bring the interface to exactly this state, and up.
 
         `addresses` are "address/length", `routes` prefixes through the interface.  With
         `forwarding` the host forwards between it and the links that carry routes now: ask again
         when those change, and set the firewall first.
+
+        With `keep_outside` every user but the calling one goes by the interface's own routes
+        before the host's, and so does what is forwarded: the prefixes in `routes` go inside, other
+        links' networks too unless they are in `exclude`.  `block_ipv6` makes all other IPv6
+        unreachable; it may stay on beside a route to ::/0, which goes first.  Ask again when links
+        came or went: their strict rp_filter is loosened.
         """
-        where = tuple(addresses), tuple(routes)
-        await self._ask(lambda: SetLink(mtu, *where, forwarding))
+        where = tuple(addresses), tuple(routes), forwarding, tuple(exclude)
+        await self._ask(lambda: SetLink(mtu, *where, keep_outside, block_ipv6))
 
     async def set_firewall(
         self,
