@@ -6,7 +6,8 @@ not there, 4 when the caller may not, 1 when vpnd refused.
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +31,16 @@ from asyncvarlink.types import JSONObject
 
 from vpnctl.daemons import CLIENT_PREFIX
 from vpnd.errors import VpnError
-from vpnd.ipc.api import ADMIN_GROUP, SOCKET_NAME, Client, Daemon, Profile, Status, User
+from vpnd.ipc.api import (
+    ADMIN_GROUP,
+    SOCKET_NAME,
+    Client,
+    Daemon,
+    KeyRotation,
+    Profile,
+    Status,
+    User,
+)
 
 TIMEOUT_S = 30.0  # the slowest call hashes one password or ends one client's sessions
 OTHER_VERSION = (MethodNotFound, MethodNotImplemented, InterfaceNotFound, InvalidParameter)
@@ -132,6 +142,11 @@ class DaemonProxy:
         """Have a client leave its server and end; returns before that is done."""
         await self._ask("Disconnect", None)
 
+    async def rotate_keys(self, session: str) -> KeyRotation:
+        """Have a session's keys changed; returns when it has new ones, or why it has not."""
+        rotation: KeyRotation = await self._ask("RotateKeys", "rotation", session=session)
+        return rotation
+
     async def _ask(self, method: str, result: str | None, **parameters: Any) -> Any:
         with _explained(self._path):
             async with asyncio.timeout(TIMEOUT_S):
@@ -152,6 +167,31 @@ def call(args: argparse.Namespace, method: Callable[[DaemonProxy], Awaitable[T]]
     or a plain VpnError; what `method` itself raises passes unchanged.
     """
     return asyncio.run(_call(socket_path(args), method))
+
+
+def call_for_each(
+    args: argparse.Namespace,
+    method: Callable[[DaemonProxy, T], Awaitable[None]],
+    items: Iterable[T],
+    *,
+    connections: int,
+) -> None:
+    """Await `method(daemon, item)` for each item, on so many connections at a time.
+
+    The first error ends it all; errors as for `call`.
+    """
+    waiting = deque(items)
+
+    async def work(daemon: DaemonProxy) -> None:
+        while waiting:
+            await method(daemon, waiting.popleft())
+
+    async def main() -> None:
+        path = socket_path(args)
+        workers = min(connections, len(waiting))
+        await asyncio.gather(*(_call(path, work) for _ in range(workers)))
+
+    asyncio.run(main())
 
 
 async def _call(path: Path, method: Callable[[DaemonProxy], Awaitable[T]]) -> T:

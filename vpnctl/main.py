@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vpnctl import daemons, output
-from vpnctl.commands import client, down, pki, status, up, user
+from vpnctl.commands import client, down, pki, rotate_keys, status, up, user
 from vpnd.errors import VpnError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say
@@ -33,7 +33,7 @@ class Command(Protocol):
         """Do it and return the exit status.  Raises VpnError."""
 
 
-COMMANDS: tuple[Command, ...] = (status, up, down, user, client, pki)
+COMMANDS: tuple[Command, ...] = (status, up, down, user, client, rotate_keys, pki)
 DEFAULT = status
 
 

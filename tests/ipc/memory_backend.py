@@ -6,6 +6,7 @@ from vpnd.ipc.api import (
     AlreadyExists,
     Ambiguous,
     Client,
+    KeyRotation,
     KeysStatus,
     NotFound,
     Offload,
@@ -78,6 +79,8 @@ class MemoryBackend:
         self.passwords: dict[str, str] = {}
         self.status_calls = 0
         self.disconnects = 0
+        self.rotations: dict[str, KeyRotation] = {}
+        self.rotated: list[str] = []
 
     async def get_status(self) -> Status:
         self.status_calls += 1
@@ -124,3 +127,9 @@ class MemoryBackend:
             raise Ambiguous(name=name, users=[*sorted(key[0] for key in found)])
         self.clients[found[0]] = replace(self.clients[found[0]], revoked_at=NOW)
         return 1
+
+    async def rotate_keys(self, session: str) -> KeyRotation:
+        if session not in self.rotations:
+            raise NotFound(kind="session", name=session)
+        self.rotated.append(session)
+        return self.rotations[session]

@@ -14,12 +14,15 @@ from vpnd.worker.messages import (
     ClientState,
     LinkUp,
     Message,
+    Rotate,
+    Rotated,
     StatusQuery,
     StatusReply,
     TunnelStatus,
 )
 
 STATUS_TIMEOUT = 5.0  # seconds for the worker's figures; without them the rest is shown
+ROTATION_TIMEOUT = 25.0  # seconds; the worker gives up before
 
 
 class WorkerLink(Protocol):
@@ -153,6 +156,25 @@ class Admin:
 
     async def disconnect(self) -> None:
         self._end()
+
+    async def rotate_keys(self, session: str) -> api.KeyRotation:
+        if session:
+            raise api.NotFound(kind="session", name=session)
+        began = time.monotonic()
+        try:
+            reply = await asyncio.wait_for(self._worker.ask(Rotate()), ROTATION_TIMEOUT)
+        except (PeerGone, TimeoutError) as exc:
+            reply = Rotated(False, str(exc) or "the worker did not answer", 0)
+        rotated = isinstance(reply, Rotated) and reply.ok
+        return api.KeyRotation(
+            session="",
+            user=self._config.client.user,
+            client=self._config.client.name,
+            rotated=rotated,
+            overlapped=rotated,
+            reason=reply.reason if isinstance(reply, Rotated) and not rotated else "",
+            took_ms=round((time.monotonic() - began) * 1000),
+        )
 
     # what only servers have
 

@@ -19,7 +19,14 @@ MAX_GROUPS = 256  # Python asks getsockopt for at most 1024 bytes, four a group
 METHODS_FOR_ALL = frozenset({f"{INTERFACE}.GetStatus"})
 CHANGES = frozenset(
     f"{INTERFACE}.{method}"
-    for method in ("AddUser", "SetPassword", "AddClient", "RevokeClient", "Disconnect")
+    for method in (
+        "AddUser",
+        "SetPassword",
+        "AddClient",
+        "RevokeClient",
+        "Disconnect",
+        "RotateKeys",
+    )
 )
 
 

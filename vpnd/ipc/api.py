@@ -28,6 +28,7 @@ from vpnd.ipc.arguments import (
     name_problem,
     password_problem,
     serial_problem,
+    session_problem,
     time_problem,
 )
 
@@ -207,14 +208,32 @@ class Profile:
     ca_pem: str
 
 
+@dataclass(frozen=True, slots=True)
+class KeyRotation:
+    """How changing the keys of one session went."""
+
+    session: str
+    user: str
+    client: str | None
+    rotated: bool
+    """The session runs on new keys."""
+    overlapped: bool
+    """The old keys served until the new ones did; otherwise there was a short break."""
+    reason: str
+    """Why there are no new keys; empty where there are."""
+    took_ms: int
+
+
 class NotFound(TypedVarlinkErrorReply, interface=INTERFACE):
-    """There is no such user or client."""
+    """There is no such user, client or session."""
 
     class Parameters:
         kind: str
         name: str
 
     def __str__(self) -> str:
+        if self.p_kind == "session":
+            return f"there is no session {self.p_name!r} now; `vpnctl status` shows all"
         return f"there is no {self.p_kind} {self.p_name!r}; `vpnctl {self.p_kind} list` shows all"
 
 
@@ -307,7 +326,17 @@ class Connected(Protocol):
         """Leave the server and end; returns before that is done."""
 
 
-class Backend(Overview, UserDirectory, ClientDirectory, Connected, Protocol):
+class KeyRotator(Protocol):
+    """Changing keys before they are due."""
+
+    async def rotate_keys(self, session: str) -> KeyRotation:
+        """Have a session's keys changed and return how it went, within half a minute.
+
+        Raises NotFound when no such session is connected.
+        """
+
+
+class Backend(Overview, UserDirectory, ClientDirectory, Connected, KeyRotator, Protocol):
     """All that vpnd must offer to be served."""
 
 
@@ -397,6 +426,12 @@ class Daemon(VarlinkInterface, name=INTERFACE):
     async def Disconnect(self) -> None:
         """Have a client leave its server and end; the answer comes before that is done."""
         await self._backend.disconnect()
+
+    @varlinkmethod(return_parameter="rotation")
+    async def RotateKeys(self, *, session: str) -> KeyRotation:
+        """Change the keys of a session that GetStatus names; the answer tells how it went."""
+        _refuse("session", session_problem(session))
+        return await self._backend.rotate_keys(session)
 
 
 def _refuse(parameter: str, problem: str | None) -> None:

@@ -20,6 +20,11 @@ def name_problem(name: str) -> str | None:
     return None if NAME.fullmatch(name) else NAME_RULE
 
 
+def session_problem(session: str) -> str | None:
+    """Return what is wrong with the id of a session, or None; that of a client is empty."""
+    return name_problem(session) if session else None
+
+
 def password_problem(password: str) -> str | None:
     """Return what is wrong with a password, or None; the text never quotes it."""
     if not password:

@@ -167,7 +167,8 @@ class Connection(VarlinkInterfaceServerProtocol):
         if not permits(call.method, is_admin=self._is_admin):
             raise PermissionDenied
         if call.method in CHANGES:
-            name = str(call.parameters.get("name", ""))[:MAX_LOGGED_NAME]
+            named = call.parameters.get("name", call.parameters.get("session", ""))
+            name = str(named)[:MAX_LOGGED_NAME]
             _log.info(
                 "%s %r asked by uid %d, pid %d",
                 call.method_name,

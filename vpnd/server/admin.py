@@ -14,6 +14,7 @@ from vpnd.ipc import api
 from vpnd.pki.certificates import load_chain, server_names
 from vpnd.pki.pins import server_pins
 from vpnd.server.network import Network
+from vpnd.server.rotation import Rotation
 from vpnd.server.sessions import LiveTunnel, Sessions
 from vpnd.store import contract
 from vpnd.store.contract import Store
@@ -49,6 +50,7 @@ class Admin:
         hasher: PasswordHasher,
         network: Network,
         worker: WorkerLink,
+        rotation: Rotation,
     ) -> None:
         self._config = config
         self._state_dir = state_dir
@@ -57,6 +59,7 @@ class Admin:
         self._hasher = hasher
         self._network = network
         self._worker = worker
+        self._rotation = rotation
         self._started_at = time.time()
 
     # what the daemon tells of itself
@@ -244,3 +247,8 @@ class Admin:
         ended = self._sessions.end_client(client.user, client.name, "certificate revoked")
         log.event("client revoked", user=client.user, client=client.name, count=ended)
         return ended
+
+    # keys
+
+    async def rotate_keys(self, session: str) -> api.KeyRotation:
+        return await self._rotation.rotate(session)

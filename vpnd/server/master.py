@@ -25,6 +25,7 @@ from vpnd.protocol.tls_stream import server_context
 from vpnd.server.admin import Admin
 from vpnd.server.logins import Logins
 from vpnd.server.network import Descriptors, Network
+from vpnd.server.rotation import Rotation
 from vpnd.server.sessions import Sessions
 from vpnd.server.supervisor import Supervisor
 from vpnd.store.leasing import own_ula_network
@@ -37,6 +38,7 @@ from vpnd.worker.messages import (
     OpenReply,
     Start,
     TunnelEnded,
+    TunnelTakesOver,
 )
 
 EXPIRE_INTERVAL = 5.0  # seconds between two searches for sessions whose time is over
@@ -119,6 +121,7 @@ class Master:
             hasher=self._hasher,
             network=self._network,
             worker=self._worker,
+            rotation=Rotation(self._sessions, self._worker.send),
         )
         return await serve(
             self._run_dir / SOCKET_NAME, admin, admin_group=self._config.ipc.admin_group
@@ -196,6 +199,8 @@ class Master:
                 return OpenReply(refused=503, reason="Try again later")
         if isinstance(message, TunnelEnded):
             self._sessions.ended(message, now)
+        if isinstance(message, TunnelTakesOver):
+            self._sessions.take_over(message)
         return None
 
     def _end_tunnel(self, number: int, reason: str) -> None:

@@ -3,6 +3,9 @@
 A session begins with a login and has a cookie; a *tunnel* is one connection of it.  A
 client that comes back with its cookie gets a new tunnel and the same addresses.  Sessions
 and leases are in the store, so that they outlive this process; tunnels are not.
+
+A client of our own that changes its keys opens its next tunnel while it has one.  The next
+one is *coming* until the worker says that the client uses it; then it serves the session.
 """
 
 import secrets
@@ -20,7 +23,9 @@ from vpnd.errors import StoreError, VpnError
 from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
 from vpnd.store.contract import Session, Store
 from vpnd.store.leasing import KeysInUse, take_lease, touch_lease
-from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded
+from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded, TunnelTakesOver
+
+OWN_DPD_S = 10  # our own clients answer, and find a dead server soon
 
 EndTunnel = Callable[[int, str], None]
 """(tunnel number, reason): tell the worker to end it and the client not to come back."""
@@ -38,6 +43,20 @@ class LiveTunnel:
     user_agent: str
     hostname: str
     opened_at: float
+    is_own: bool = False
+    """The client is one of our own, and can change its keys without a break."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What has happened to a session."""
+
+    session: str
+    reason: str
+    serving: bool = False
+    """Another tunnel serves it now, with other keys; otherwise it got none, or is over."""
+    overlapped: bool = False
+    """The earlier tunnel served it until then."""
 
 
 class Sessions:
@@ -52,6 +71,13 @@ class Sessions:
         self._end_tunnel = end_tunnel
         self._next_tunnel = secrets.randbelow(1 << 16) + 1
         self.live: dict[int, LiveTunnel] = {}
+        self.coming: dict[int, LiveTunnel] = {}
+        """Tunnels that are to take the place of a live one of their session."""
+        self.on_change: Callable[[Change], None] = lambda _: None
+
+    def serving(self, session_id: str) -> LiveTunnel | None:
+        """Return the tunnel that serves a session, None where it is not connected."""
+        return next((t for t in self.live.values() if t.session.id == session_id), None)
 
     def recover(self, now: float) -> int:
         """Take over the sessions of an earlier run; return how many may come back.
@@ -101,6 +127,8 @@ class Sessions:
         if session is None or reason:
             user = session.user if session else _claimed(query)
             log.warning("tunnel refused", user=user, address=query.address, reason=reason)
+            if session is not None:
+                self.on_change(Change(session.id, reason))
             return OpenReply(refused=401, reason="Cookie is not acceptable")
         if not self._has_address_for(query):
             reason = "the client takes no kind of address that this server gives"
@@ -118,8 +146,12 @@ class Sessions:
         except VpnError as exc:
             log.error("tunnel refused", user=session.user, address=query.address, reason=str(exc))
             return OpenReply(refused=503, reason="No address is free, try again later")
-        self._replace_others(session)
-        return self._open(session, lease, query, now)
+        earlier = self.serving(session.id) if query.rekey else None
+        if earlier is not None:
+            self._drop_coming(session.id, "the client connected again")
+        else:
+            self._replace_others(session)
+        return self._open(session, lease, query, now, earlier)
 
     def _has_address_for(self, query: OpenQuery) -> bool:
         pool = self._pool
@@ -142,7 +174,7 @@ class Sessions:
 
     def _replace_others(self, session: Session) -> None:
         """End what this tunnel takes the place of: one lease, one session, one tunnel."""
-        for tunnel in list(self.live.values()):
+        for tunnel in [*self.live.values(), *self.coming.values()]:
             other = tunnel.session
             if other.id == session.id:
                 self._drop(tunnel, "the client connected again")
@@ -159,16 +191,34 @@ class Sessions:
                 self._store.sessions.delete(other.id)
 
     def _drop(self, tunnel: LiveTunnel, reason: str) -> None:
-        del self.live[tunnel.number]
+        self.live.pop(tunnel.number, None)
+        self.coming.pop(tunnel.number, None)
         self._end_tunnel(tunnel.number, reason)
 
-    def _open(self, session: Session, lease: Lease, query: OpenQuery, now: float) -> OpenReply:
+    def _drop_coming(self, session_id: str, reason: str) -> None:
+        for tunnel in [t for t in self.coming.values() if t.session.id == session_id]:
+            self._drop(tunnel, reason)
+
+    def _drop_session(self, session_id: str, reason: str) -> None:
+        tunnels = [*self.live.values(), *self.coming.values()]
+        for tunnel in [t for t in tunnels if t.session.id == session_id]:
+            self._drop(tunnel, reason)
+        self.on_change(Change(session_id, reason))
+
+    def _open(
+        self,
+        session: Session,
+        lease: Lease,
+        query: OpenQuery,
+        now: float,
+        earlier: LiveTunnel | None,
+    ) -> OpenReply:
         address4, address6 = self._pool.addresses(lease.index)
         number = self._next_tunnel
         self._next_tunnel += 1
         shown4 = str(address4) if address4 and query.wants_ipv4 else ""
         shown6 = str(address6) if address6 and query.wants_ipv6 else ""
-        self.live[number] = LiveTunnel(
+        tunnel = LiveTunnel(
             number,
             session,
             shown4,
@@ -176,10 +226,15 @@ class Sessions:
             query.address,
             query.user_agent,
             query.hostname,
-            now,
+            earlier.opened_at if earlier else now,
+            query.is_own,
         )
+        if earlier is None:
+            self.live[number] = tunnel
+        else:
+            self.coming[number] = tunnel
         log.event(
-            "session opened",
+            "tunnel with new keys opened" if earlier else "session opened",
             user=session.user,
             client=session.client,
             session=session.id,
@@ -187,7 +242,11 @@ class Sessions:
             inner=" ".join(filter(None, (shown4, shown6))),
             method=session.method,
         )
-        return self._reply(session, number, shown4, shown6, now)
+        if earlier is None:
+            self.on_change(Change(session.id, "", serving=True))
+        reply = self._reply(session, number, shown4, shown6, now)
+        dpd_s = min(reply.dpd_s, OWN_DPD_S) if query.is_own else reply.dpd_s
+        return replace(reply, dpd_s=dpd_s, beside=earlier.number if earlier else 0)
 
     def _reply(
         self, session: Session, number: int, address4: str, address6: str, now: float
@@ -216,12 +275,31 @@ class Sessions:
             rekey_s=timers.rekey_s,
         )
 
+    def take_over(self, report: TunnelTakesOver) -> None:
+        """A worker says that a client uses its coming tunnel: it serves the session now."""
+        tunnel = self.coming.pop(report.tunnel, None)
+        if tunnel is None:
+            return
+        earlier = self.serving(tunnel.session.id)
+        if earlier is not None:
+            del self.live[earlier.number]  # the worker ends it
+        self.live[tunnel.number] = tunnel
+        overlapped = earlier is not None
+        self.on_change(Change(tunnel.session.id, "", serving=True, overlapped=overlapped))
+
     def ended(self, report: TunnelEnded, now: float) -> None:
         """A worker says that a tunnel is gone.  One that was replaced is not news."""
+        if self.coming.pop(report.tunnel, None) is not None:
+            self.on_change(Change(report.session, report.reason))
         tunnel = self.live.pop(report.tunnel, None)
         if tunnel is None:
             return
         session = tunnel.session
+        if report.final:
+            self._drop_session(session.id, report.reason)
+        for coming in [t for t in self.coming.values() if t.session.id == session.id]:
+            self.take_over(TunnelTakesOver(coming.number, session.id))
+            return
         log.event(
             "session closed" if report.final else "tunnel closed, session may resume",
             user=session.user,
@@ -250,6 +328,7 @@ class Sessions:
     def workers_gone(self, now: float) -> None:
         """The worker died: all its tunnels are gone, their clients will come back."""
         tunnels, self.live = list(self.live.values()), {}
+        self.coming = {}
         for tunnel in tunnels:
             self._settle(tunnel.session.id, final=False, now=now)
 
@@ -261,7 +340,7 @@ class Sessions:
         ended = 0
         for tunnel in list(self.live.values()):
             if (tunnel.session.user, tunnel.session.client) == (user, client):
-                self._drop(tunnel, reason)
+                self._drop_session(tunnel.session.id, reason)
         for session in self._store.sessions.all():
             if (session.user, session.client) == (user, client):
                 self._store.sessions.delete(session.id)
@@ -274,9 +353,7 @@ class Sessions:
             now, cookie_timeout_s=self._config.session.cookie_timeout_s
         ):
             touch_lease(self._store.leases, session.lease_key, now=now)
-            for tunnel in list(self.live.values()):
-                if tunnel.session.id == session.id:
-                    self._drop(tunnel, "session timeout")
+            self._drop_session(session.id, "session timeout")
 
 
 def _claimed(query: OpenQuery) -> str | None:

@@ -81,6 +81,10 @@ class OpenQuery:
     user_agent: str
     wants_ipv4: bool
     wants_ipv6: bool
+    is_own: bool = False
+    """The client is one of our own."""
+    rekey: bool = False
+    """It wants this tunnel beside the one it has, to change its keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,23 @@ class OpenReply:
     session_left_s: int = 0
     """Seconds until the session ends for good, 0 = no limit."""
     rekey_s: int = 0
+    beside: int = 0
+    """Number of the tunnel that goes on until the client uses this one, 0 = none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelTakesOver:
+    """Worker -> master: a client that changes its keys uses its new tunnel from now on."""
+
+    tunnel: int
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskRekey:
+    """Master -> worker: ask the client, one of our own, to change its keys now."""
+
+    tunnel: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +337,10 @@ Message = (
     | LoginReply
     | OpenQuery
     | OpenReply
+    | TunnelTakesOver
     | TunnelEnded
     | EndTunnel
+    | AskRekey
     | StatusQuery
     | StatusReply
     | Stop

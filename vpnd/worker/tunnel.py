@@ -11,6 +11,8 @@ from vpnd.protocol.tls_stream import TlsStream
 from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
 
+REKEY = b"pyvpn-rekey"  # payload of a DPD request that asks a client of ours to change its keys
+
 
 class TlsChannel(Protocol):
     """The TLS connection that carries a tunnel."""
@@ -48,6 +50,10 @@ class Tunnel:
         self.channel.send_control(
             cstp.encode(PacketType.DISCONNECT, bytes([cstp.USER_LOGOUT]) + reason.encode())
         )
+
+    def ask_rekey(self) -> None:
+        """Ask a client of our own to change its keys; to others it is a question like any."""
+        self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST, REKEY))
 
     def ask_tls(self) -> None:
         self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST))

@@ -36,6 +36,7 @@ from vpnd.wire.tunnel_params import MIN_IPV6_MTU, DtlsParams, TunnelParams
 from vpnd.worker.control import TUN_GONE, ControlChannel
 from vpnd.worker.datagrams import Datagrams
 from vpnd.worker.messages import (
+    AskRekey,
     EndTunnel,
     Message,
     OffloadStatus,
@@ -286,6 +287,10 @@ class Worker:
                 if message.bye:
                     tunnel.send_bye(message.reason)
                 tunnel.channel.finish(message.reason, final=message.bye)
+        elif isinstance(message, AskRekey):
+            tunnel = self._tunnels.get(message.tunnel)
+            if tunnel is not None:
+                tunnel.ask_rekey()
         elif isinstance(message, Stop):
             self._stopping.set()
         return None
