@@ -11,8 +11,9 @@ from dataclasses import replace
 from vpnd import log
 from vpnd.errors import Malformed, VpnError
 from vpnd.host.process import harden
+from vpnd.worker.client_worker import ClientWorker
 from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, decode
-from vpnd.worker.messages import Start
+from vpnd.worker.messages import Start, StartClient
 from vpnd.worker.worker import BACKLOG, Worker
 
 OWN_FILES = 128  # TUN queues, listeners, UDP sockets, the border, libraries
@@ -28,7 +29,11 @@ def main() -> int:
     try:
         settings, fds = receive_start(border)
         log.setup(settings.log_level)
-        worker = Worker(within_fd_limit(settings, files), fds)
+        worker: Worker | ClientWorker = (
+            ClientWorker(settings, fds)
+            if isinstance(settings, StartClient)
+            else Worker(within_fd_limit(settings, files), fds)
+        )
         border.setblocking(False)
         asyncio.run(worker.run(border))
     except VpnError as exc:
@@ -37,7 +42,7 @@ def main() -> int:
     return worker.exit_status
 
 
-def receive_start(border: socket.socket) -> tuple[Start, list[int]]:
+def receive_start(border: socket.socket) -> tuple[Start | StartClient, list[int]]:
     """Return the first message and the descriptors beside it.  Raises Malformed."""
     data, fds, _, _ = socket.recv_fds(border, 4, MAX_FDS)
     size = struct.unpack("!I", data)[0] if len(data) == 4 else 0
@@ -50,7 +55,7 @@ def receive_start(border: socket.socket) -> tuple[Start, list[int]]:
             raise Malformed("the master went away")
         body += piece
     message, _, _ = decode(body)
-    if not isinstance(message, Start):
+    if not isinstance(message, Start | StartClient):
         raise Malformed("the master did not say how to work")
     return message, fds
 

@@ -1,0 +1,516 @@
+"""The worker process in the client role: find a server, log in, carry packets, stay connected.
+
+    dial ──► log in (unless a cookie is held) ──► CONNECT ──► tunnel ──lost──► dial ...
+                                                                └─rotate: a second tunnel, then
+                                                                  the first is let go
+
+The master owns the TUN and the host's network and talks to people; this process knows nothing
+of either.  It never gives up by itself while `reconnect_timeout_s` allows.
+"""
+
+import asyncio
+import random
+import socket
+import time
+
+from vpnd import log
+from vpnd.dataplane.counters import Drops
+from vpnd.dataplane.outbound import Outbound
+from vpnd.dataplane.peer import PeerTable
+from vpnd.dataplane.tun_queue import TunQueue
+from vpnd.errors import ConfigError, ProtocolError, VpnError
+from vpnd.protocol.backoff import delays
+from vpnd.protocol.client_channel import (
+    ClientChannel,
+    ConnectOptions,
+    FormAsked,
+    LoggedIn,
+    LoginRefused,
+    NewConnectionNeeded,
+    Redirected,
+    TunnelOpened,
+    TunnelRefused,
+)
+from vpnd.protocol.dtls_client import DtlsClientContext, client_psk_supported
+from vpnd.protocol.tls_client import ServerNotTrusted, TlsClientStream, client_context
+from vpnd.wire import cstp
+from vpnd.wire.params_client import ServerParams
+from vpnd.worker.client_stream import ConnectionFailed, ServerConnection
+from vpnd.worker.client_tunnel import ClientTunnel
+from vpnd.worker.control import TUN_GONE, ControlChannel
+from vpnd.worker.messages import (
+    ClientState,
+    Ended,
+    FormInput,
+    LinkReady,
+    LinkUp,
+    Message,
+    NetworkChanged,
+    OffloadStatus,
+    Ping,
+    Prompt,
+    PromptReply,
+    Ready,
+    RemoteEntry,
+    Rotate,
+    Rotated,
+    StartClient,
+    StatusQuery,
+    StatusReply,
+    Stop,
+)
+from vpnd.worker.worker import TICK, has_aes_instructions
+
+DIAL_TIMEOUT = 15.0  # seconds to resolve, race the addresses, and finish TLS
+STEP_TIMEOUT = 30.0  # seconds for the server's answer to one step; it may hash a password
+HAPPY_EYEBALLS_DELAY = 0.25  # seconds, RFC 8305 section 8
+MAX_REDIRECTS = 5
+MAX_LOGIN_STEPS = 20  # forms of one login, wrong answers included
+DTLS_WAIT = 5.0  # seconds a rotation waits for the new DTLS channel
+OVERLAP = 3.0  # seconds the old tunnel is still read after a rotation
+RECORDS_LEFT = 1 << 20  # rotate when a channel has fewer to seal
+
+Fatal = ConfigError
+"""Raised where another try cannot help; the text is for the person."""
+
+
+class ClientWorker:
+    """Everything of the client's worker process."""
+
+    def __init__(self, settings: StartClient, fds: list[int]) -> None:
+        self._settings = settings
+        self._tun = TunQueue(fds[0])
+        self._drops = Drops()
+        self._peers = PeerTable()
+        self._cookie: str | None = None
+        self._tunnel: ClientTunnel | None = None
+        self._old: set[ClientTunnel] = set()
+        self._used: RemoteEntry | None = None
+        self._dialled: list[ServerConnection] = []
+        """Connections of the attempt under way."""
+        self._where = ("", 0)
+        """Where the cookie holds: the remote, or where it redirected us."""
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._rotating = asyncio.Lock()
+        self.exit_status = 0
+        chacha_first = not has_aes_instructions()
+        self._dtls = (
+            DtlsClientContext(chacha_first=chacha_first)
+            if settings.dtls and client_psk_supported()
+            else None
+        )
+        self._contexts = {
+            remote.ca_pem: client_context(
+                ca_pem=remote.ca_pem,
+                certificate_pem=settings.certificate_pem,
+                key_pem=settings.key_pem,
+                allow_tls12=settings.allow_tls12,
+                chacha_first=chacha_first,
+            )
+            for remote in settings.remotes
+        }
+        self.control: ControlChannel
+
+    async def run(self, border: socket.socket) -> None:
+        """Work until the master says stop or is gone, or nothing more can be done."""
+        reader, writer = await asyncio.open_connection(sock=border)
+        self.control = ControlChannel(reader, writer, self._on_message)
+        self._watch_tun()
+        tasks = {
+            asyncio.create_task(self.control.run()),
+            asyncio.create_task(self._stopping.wait()),
+            asyncio.create_task(self._tick()),
+            asyncio.create_task(self._stay_connected()),
+        }
+        self.control.send(Ready())
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for tunnel in self._tunnels():
+            tunnel.close("client is stopping", code=cstp.USER_LOGOUT)
+        await asyncio.sleep(0)  # lets the transports write what they hold
+        self.control.close()
+        for task in pending:
+            task.cancel()
+        for finished in done:
+            finished.result()  # a bug must not look like an orderly end
+
+    def _watch_tun(self) -> None:
+        loop = asyncio.get_running_loop()
+        outbound = Outbound(self._tun, self._peers, self._drops, time.monotonic)
+
+        def on_tun() -> None:
+            outbound.on_readable()
+            if self._tun.gone:
+                loop.remove_reader(self._tun.fd)
+                self.exit_status = TUN_GONE
+                self._stopping.set()
+
+        loop.add_reader(self._tun.fd, on_tun)
+
+    def _tunnels(self) -> list[ClientTunnel]:
+        return [tunnel for tunnel in (self._tunnel, *self._old) if tunnel is not None]
+
+    # staying connected
+
+    async def _stay_connected(self) -> None:
+        waits = delays(random.random)
+        attempt, lost_at, reason = 0, time.monotonic(), ""
+        while True:
+            attempt += 1
+            try:
+                tunnel = await self._establish(attempt, reason)
+            except Fatal as exc:
+                self._end(str(exc), exc.exit_status)
+                return
+            except (VpnError, OSError, TimeoutError) as exc:
+                reason = str(exc) or "no answer in time"
+                limit = self._settings.reconnect_timeout_s
+                if limit and time.monotonic() - lost_at > limit:
+                    self._end(f"not connected within {limit} s: {reason}", 1)
+                    return
+                await self._wait(next(waits), attempt, reason)
+                continue
+            self._tell("connected", "", attempt)
+            reason = await self._serve(tunnel)
+            if self._tunnel is not None and self._tunnel.bye is not None:
+                self._end(f"the server ended the session: {self._tunnel.bye}", 1)
+                return
+            log.warning("connection lost", reason=reason)
+            waits = delays(random.random)
+            attempt, lost_at = 0, time.monotonic()
+
+    def _end(self, reason: str, exit_status: int) -> None:
+        self.control.send(Ended(reason, exit_status))
+
+    async def _wait(self, seconds: float, attempt: int, reason: str) -> None:
+        """Wait for the next try, or for a change of the network that may help."""
+        log.warning("not connected", reason=reason, attempt=attempt)
+        self._tell("waiting", reason, attempt, seconds)
+        self._hurry.clear()
+        try:
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _tell(self, state: str, reason: str, attempt: int, next_try_s: float = 0) -> None:
+        remote = self._used.host if self._used else ""
+        self.control.send(ClientState(state, reason, remote, attempt, float(next_try_s)))
+
+    async def _serve(self, tunnel: ClientTunnel) -> str:
+        """Carry packets until the tunnel that is current then is lost; return why."""
+        self._tunnel = tunnel
+        self._peers.gateway = tunnel.peer
+        while True:
+            current = self._tunnel
+            reason = await asyncio.shield(current.connection.lost)
+            if self._tunnel is current:
+                current.abandon()
+                self._peers.gateway = None
+                return reason
+
+    # one connection after the other
+
+    async def _establish(self, attempt: int, reason: str) -> ClientTunnel:
+        """Return a tunnel through the first server that gives one, with the link set up.
+
+        Raises the last server's trouble, or Fatal.
+        """
+        trouble: Exception = ConnectionFailed("no server is configured")
+        for remote in self._settings.remotes:
+            self._used = remote
+            self._tell("reconnecting" if self._cookie else "connecting", reason, attempt)
+            try:
+                connection, params = await self._reach(remote)
+                return await self._set_up(connection, params)
+            except ServerNotTrusted as exc:
+                trouble = exc
+                log.error("the server is not trusted", name=remote.host, reason=str(exc))
+            except (ProtocolError, ConnectionFailed, OSError, TimeoutError) as exc:
+                trouble = exc
+        raise trouble
+
+    async def _reach(
+        self, remote: RemoteEntry, *, rekey: bool = False
+    ) -> tuple[ServerConnection, ServerParams]:
+        """Log in if need be, and have the CONNECT granted."""
+        if self._cookie is None:
+            self._where = (remote.host, remote.port)
+        self._dialled.clear()
+        connection = await self._dial(remote, *self._where)
+        try:
+            if self._cookie is None:
+                connection = await self._log_in(connection, remote)
+                self._where = (connection.channel.host, connection.channel.port)
+            return await self._connect(connection, remote, rekey=rekey)
+        except BaseException:
+            for dialled in self._dialled:
+                dialled.close()
+            raise
+
+    async def _dial(self, remote: RemoteEntry, host: str, port: int) -> ServerConnection:
+        """Return a connection whose TLS stands and whose server is the right one."""
+        loop = asyncio.get_running_loop()
+
+        def make() -> ServerConnection:
+            tls = TlsClientStream(
+                self._contexts[remote.ca_pem],
+                server_name=remote.server_name or host,
+                pins=remote.pins,
+            )
+            return ServerConnection(tls, ClientChannel(host, port))
+
+        async with asyncio.timeout(DIAL_TIMEOUT):
+            _, connection = await loop.create_connection(
+                make, host, port, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, interleave=1
+            )
+            try:
+                await connection.secured()
+            except BaseException:
+                connection.close()
+                raise
+        self._dialled.append(connection)
+        return connection
+
+    async def _next(self, connection: ServerConnection) -> object:
+        connection.send_requests()
+        async with asyncio.timeout(STEP_TIMEOUT):
+            return await connection.next_event()
+
+    async def _log_in(self, connection: ServerConnection, remote: RemoteEntry) -> ServerConnection:
+        """Go through the login; return the connection to go on with.
+
+        Raises Fatal when the server refuses us for good or nobody answers its questions.
+        """
+        self._tell("logging-in", "", 1)
+        connection.channel.start(self._settings.path)
+        redirects = 0
+        for _ in range(MAX_LOGIN_STEPS):
+            event = await self._next(connection)
+            if isinstance(event, LoggedIn):
+                self._cookie = event.cookie
+                return connection
+            if isinstance(event, NewConnectionNeeded):
+                connection = await self._fresh(connection, remote)
+                continue
+            if isinstance(event, LoginRefused):
+                if event.final:
+                    raise Fatal(f"login refused: {event.reason}")
+                raise ConnectionFailed(f"login refused: {event.reason}")
+            if isinstance(event, Redirected):
+                redirects += 1
+                if redirects > MAX_REDIRECTS:
+                    raise ConnectionFailed("the server redirects without end")
+                connection.close()
+                connection = await self._dial(remote, event.host, event.port)
+                connection.channel.start(event.path)
+            elif isinstance(event, FormAsked):
+                connection.channel.answer(await self._fill(event))
+                if connection.channel.needs_new_connection or connection.lost.done():
+                    connection = await self._fresh(connection, remote)
+        raise ConnectionFailed("the server asks without end")
+
+    async def _fresh(self, connection: ServerConnection, remote: RemoteEntry) -> ServerConnection:
+        """Servers may close between two steps: the login goes on over another connection."""
+        before = connection.channel
+        fresh = await self._dial(remote, before.host, before.port)
+        fresh.channel.resume(before)
+        connection.close()
+        return fresh
+
+    async def _fill(self, asked: FormAsked) -> dict[str, str]:
+        """Return the answers to a form: the user's name is known, the rest a person says."""
+        known = {}
+        if self._settings.user and not asked.error:
+            known = {i.name: self._settings.user for i in asked.inputs if i.name == "username"}
+        missing = [FormInput(i.name, i.type, i.label) for i in asked.inputs if i.name not in known]
+        if not missing:
+            return known
+        reply = await self.control.ask(Prompt(asked.message, asked.error or None, missing))
+        if not isinstance(reply, PromptReply) or reply.cancelled:
+            raise Fatal("the server asks for a login that nobody is there to answer")
+        return known | reply.values
+
+    async def _connect(
+        self, connection: ServerConnection, remote: RemoteEntry, *, rekey: bool
+    ) -> tuple[ServerConnection, ServerParams]:
+        assert self._cookie is not None
+        if connection.lost.done() or connection.channel.needs_new_connection:
+            connection.close()
+            connection = await self._dial(remote, *self._where)
+        earlier = self._tunnel.params if self._tunnel is not None else None
+        options = ConnectOptions(
+            hostname=self._settings.hostname,
+            wants_dtls=self._dtls is not None,
+            rekey=rekey,
+            address4=earlier.address4 if earlier else None,
+            address6=earlier.address6 if earlier else None,
+        )
+        connection.channel.connect(options, self._cookie)
+        event = await self._next(connection)
+        if isinstance(event, TunnelOpened):
+            return connection, event.params
+        if isinstance(event, TunnelRefused) and event.cookie_refused and not rekey:
+            self._cookie = None  # the session is over: the next try logs in again
+            raise ConnectionFailed("the session has ended, a new login is needed")
+        if isinstance(event, TunnelRefused):
+            raise ConnectionFailed(f"tunnel refused: {event.status} {event.reason}")
+        raise ConnectionFailed("the server answers a CONNECT with something else")
+
+    async def _set_up(self, connection: ServerConnection, params: ServerParams) -> ClientTunnel:
+        """Have the master set up the link; only then packets flow."""
+        mtu = min(params.mtu, self._settings.mtu) if self._settings.mtu else params.mtu
+        reply = await self.control.ask(
+            LinkUp(
+                address4=str(params.address4 or ""),
+                prefix4=params.prefix4,
+                address6=str(params.address6 or ""),
+                prefix6=params.prefix6,
+                mtu=mtu,
+                split_include=[str(prefix) for prefix in params.split_include],
+                split_exclude=[str(prefix) for prefix in params.split_exclude],
+                dns=[str(server) for server in params.dns],
+                default_domain=" ".join(params.domains),
+                remote=connection.address[0],
+                banner=params.banner,
+            )
+        )
+        refusal = reply.refusal if isinstance(reply, LinkReady) else "no answer"
+        if refusal:
+            connection.close()
+            raise Fatal(refusal)
+        for remark in params.remarks:
+            log.warning("the server says something odd", reason=remark)
+        return ClientTunnel(connection, params, self._tun, self._drops, self._dtls, mtu)
+
+    # new keys
+
+    async def _rotate(self) -> Rotated:
+        """Make a second tunnel of the same session, move over to it, let the first go."""
+        async with self._rotating:
+            old = self._tunnel
+            if old is None or self._used is None or old.connection.lost.done():
+                return Rotated(False, "not connected", 0)
+            try:
+                connection, params = await self._reach(self._used, rekey=True)
+            except (VpnError, OSError, TimeoutError) as exc:
+                return Rotated(False, str(exc) or "no answer in time", old.status().keys_age_s)
+            same = (params.address4, params.address6) == (
+                old.params.address4,
+                old.params.address6,
+            )
+            if not same:
+                connection.close()
+                return Rotated(False, "the server gave another address", 0)
+            mtu = old.peer.mtu
+            new = ClientTunnel(connection, params, self._tun, self._drops, self._dtls, mtu)
+            await self._wait_as_good(new, old)
+            self._move(old, new)
+            log.event("session keys changed", channel=new.status().channel)
+            return Rotated(True, "", new.status().keys_age_s)
+
+    @staticmethod
+    async def _wait_as_good(new: ClientTunnel, old: ClientTunnel) -> None:
+        """Wait for DTLS on the new tunnel if the old one has it; TLS will do after a while."""
+        if new.datagrams is None or not old.peer.dtls_active:
+            return
+        try:
+            await asyncio.wait_for(new.datagrams.active.wait(), DTLS_WAIT)
+        except TimeoutError:
+            return
+
+    def _move(self, old: ClientTunnel, new: ClientTunnel) -> None:
+        new.take_over(old)
+        self._tunnel = new
+        self._peers.gateway = new.peer
+        self._old.add(old)
+        asyncio.get_running_loop().call_later(OVERLAP, self._let_go, old)
+        if old.connection.lost.done():  # it went while we were making the new one
+            self._let_go(old)
+
+    def _let_go(self, old: ClientTunnel) -> None:
+        if old in self._old:
+            self._old.discard(old)
+            old.close("keys changed", code=cstp.RECONNECTING)
+
+    def _is_due(self, tunnel: ClientTunnel, now: float) -> bool:
+        """Return whether this tunnel's keys have been used long enough, or often enough."""
+        if self._rotating.locked():
+            return False
+        every = tunnel.params.rekey_s or self._settings.rekey_s
+        if self._settings.rekey_s:
+            every = min(every, self._settings.rekey_s)
+        path = tunnel.peer.dtls
+        used_up = path is not None and path.sealer.records_left < RECORDS_LEFT
+        return used_up or bool(every and now - tunnel.opened_at >= every)
+
+    # clocks and the master
+
+    async def _tick(self) -> None:
+        background: set[asyncio.Task[Rotated]] = set()
+        while True:
+            await asyncio.sleep(TICK)
+            now = time.monotonic()
+            for tunnel in self._tunnels():
+                tunnel.expire(now)
+            current = self._tunnel
+            if current is not None and self._is_due(current, now):
+                task = asyncio.create_task(self._rotate())
+                background.add(task)
+                task.add_done_callback(background.discard)
+                current.opened_at = now  # a rotation that fails is tried again a period later
+
+    async def _on_message(self, message: Message) -> Message | None:
+        if isinstance(message, StatusQuery):
+            return self._status()
+        if isinstance(message, Ping):
+            return Ready()
+        if isinstance(message, Rotate):
+            return await self._rotate()
+        if isinstance(message, NetworkChanged):
+            self._network_changed(message.reason)
+        elif isinstance(message, Stop):
+            self._stopping.set()
+        return None
+
+    def _network_changed(self, reason: str) -> None:
+        """Ask at once whether the server is still there, or try at once if it was not."""
+        self._hurry.set()
+        tunnel = self._tunnel
+        if tunnel is None or tunnel.connection.lost.done():
+            return
+        log.event("the network has changed", reason=reason)
+        if not can_bind(tunnel.connection.local[0]):
+            tunnel.connection.fail("our address is gone")
+        else:
+            tunnel.doubt()
+
+    def _status(self) -> StatusReply:
+        tunnel = self._tunnel
+        alive = tunnel is not None and not tunnel.connection.lost.done()
+        return StatusReply(
+            [tunnel.status()] if tunnel is not None and alive else [],
+            dict(self._drops.as_dict()),
+            self._offloads(tunnel),
+        )
+
+    @staticmethod
+    def _offloads(tunnel: ClientTunnel | None) -> list[OffloadStatus]:
+        udp = tunnel.datagrams.offload if tunnel and tunnel.datagrams else None
+        if udp is None:
+            return []
+        reason = "" if udp.gro else "not supported by this kernel"
+        return [
+            OffloadStatus("UDP GSO", udp.gso, udp.gso_reason),
+            OffloadStatus("UDP GRO", udp.gro, reason),
+        ]
+
+
+def can_bind(address: str) -> bool:
+    """Return whether `address` is still one of this host's own."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
