@@ -138,7 +138,9 @@ class ClientChannel:
         return self._waiting is not None or self._is_used_up()
 
     def _is_used_up(self) -> bool:
-        return self._http.must_close or self._requests >= MAX_REQUESTS
+        wants_other = self._login is not None and self._login.wants_new_connection
+        is_old = self._requests >= MAX_REQUESTS or (wants_other and self._requests > 0)
+        return self._http.must_close or is_old
 
     def resume(self, before: "ClientChannel") -> None:
         """Go on where the channel of an earlier connection to this server stopped."""
@@ -176,9 +178,13 @@ class ClientChannel:
         """
         if self.state is not State.FORM or self._login is None:
             raise LocalProtocolError(f"{Step.ANSWER.value} while {self.state.value}")
+        is_used_up = self._is_used_up()
         request = self._login.answer(values)
         self._move(Step.ANSWER)
-        self._send(request)
+        if is_used_up:
+            self._waiting = request
+        else:
+            self._send(request)
 
     def connect(self, options: ConnectOptions, cookie: str) -> None:
         """Ask for a tunnel with the cookie of a login, of this channel or from before."""

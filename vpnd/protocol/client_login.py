@@ -1,8 +1,8 @@
 """One login at a server: decides what to answer to each step.  No I/O, no connection.
 
 Servers ask in one form or in several.  ocserv 1.1.6 takes no password after a wrong one in the
-same login, so where it asked in several forms the whole login is repeated, with the last answer
-replaced.
+same login, nor a new login over the same connection (seen live).  So where a server asked in
+several forms, the whole login is repeated over another connection, with the last answer replaced.
 """
 
 import re
@@ -61,6 +61,11 @@ class ClientLogin:
         body = encode_init(self._url, certificate_failed=certificate_failed)
         return self._post(self.path, body)
 
+    @property
+    def wants_new_connection(self) -> bool:
+        """Say whether the answer to the form at hand begins the login again, see above."""
+        return self._failed and len(self._answered) > 1
+
     def answer(self, values: Mapping[str, str]) -> HttpRequest:
         """Return the request that answers the form that was asked.
 
@@ -71,14 +76,14 @@ class ClientLogin:
             raise LocalProtocolError("an answer, but no form was asked")
         body, given = encode_reply(form, values), dict(values)
         self._form = None
-        if self._failed:
-            self._failed = False
-            before = self._answered[:-1]
+        if self.wants_new_connection:
+            self._repeated = [*self._answered[:-1], given]
             self._answered.clear()
-            if before:
-                self._repeated = [*before, given]
-                self._cookies.clear()
-                return self.begin()
+            self._cookies.clear()
+            self._failed = False
+            return self.begin()
+        if self._failed:
+            self._answered.clear()
         self._answered.append(given)
         return self._post(urlsplit(urljoin(self.path, form.action)).path or "/", body)
 

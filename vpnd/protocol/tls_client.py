@@ -44,7 +44,7 @@ PIN_SIZE = hashlib.sha256().digest_size
 MAX_PINS = 16  # a server has two
 
 _lib: Any = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001 - no public call for the name check
-_REFUSED_US = ("certificate", "unknown ca", "access denied", "unsupported cert")
+_REFUSED_US = ("certificate", "unknown ca")  # in an alert's name, RFC 8446 section 6.2
 
 
 class ServerNotTrusted(TlsFailed):
@@ -250,5 +250,6 @@ class TlsClientStream(TlsConnection):
         text = reason(error)
         if "alert" in text and any(word in text for word in _REFUSED_US):
             self.certificate_rejected = True
-            return TlsFailed(f"the server does not accept our certificate: {text}")
+            what = "demands" if "required" in text else "does not accept"
+            return TlsFailed(f"the server {what} our certificate: {text}")
         return TlsFailed(text)

@@ -69,7 +69,7 @@ class TlsConnection:
     context: SSL.Context = field(repr=False)
     established: bool = False
     closed: bool = False
-    """The peer has sent close_notify."""
+    """Nothing more will come: the peer has sent close_notify, or broke off behind a record."""
     group: str = ""
     """Name of the key-exchange group, once the ServerHello was seen; empty for TLS 1.2."""
     _connection: SSL.Connection = field(init=False, repr=False)
@@ -107,7 +107,9 @@ class TlsConnection:
         except SSL.ZeroReturnError:
             self.closed = True
         except SSL.Error as exc:
-            raise self._failure(exc) from exc
+            if not records:
+                raise self._failure(exc) from exc
+            self.closed = True  # the last words still count, often they say why
 
     def _failure(self, error: SSL.Error) -> TlsFailed:
         return TlsFailed(self._note.text or reason(error))
