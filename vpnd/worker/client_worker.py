@@ -184,7 +184,6 @@ class ClientWorker:
 
     async def _wait(self, seconds: float, attempt: int, reason: str) -> None:
         """Wait for the next try, or for a change of the network that may help."""
-        log.warning("not connected", reason=reason, attempt=attempt)
         self._tell("waiting", reason, attempt, seconds)
         self._hurry.clear()
         try:
