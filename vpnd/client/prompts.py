@@ -244,8 +244,12 @@ class Relay:
         self.tell(prompt=message, inputs=inputs)
         if self._gone:
             raise AuthError("whoever started vpnd went away; give the password by descriptor")
-        answer = json.loads(await self._line())
-        values = answer.get("values")
+        line = await self._line()
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        values = answer.get("values") if isinstance(answer, dict) else None
         if not isinstance(values, dict):
             return None
         return {str(name): str(value) for name, value in values.items()}

@@ -94,9 +94,9 @@ def url_path(value: object) -> str:
 
 
 def name(value: object) -> str:
-    """Return the name of a device."""
+    """Return the name of a device, or "" for that of its file."""
     written = values.text(value)
-    if not NAME.fullmatch(written):
+    if written and not NAME.fullmatch(written):
         raise values.BadValue("is no name; use 1 to 64 of a-z 0-9 . _ @ -")
     return written
 
