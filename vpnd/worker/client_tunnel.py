@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -18,6 +19,7 @@ from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_datagrams import ClientDatagrams
 from vpnd.worker.client_stream import ServerConnection
 from vpnd.worker.messages import TunnelStatus
+from vpnd.worker.tunnel import REKEY
 
 PROBE_TIMEOUT = 1.5  # seconds for an answer over TLS after the network has changed
 
@@ -33,7 +35,11 @@ class ClientTunnel:
     dtls_context: DtlsClientContext | None
     """None where the profile or the library allows no DTLS."""
     mtu: int
+    on_rekey: Callable[[], None]
+    """The server asks for new keys."""
     opened_at: float = field(default_factory=time.monotonic)
+    rotated_at: float = field(init=False)
+    """When its keys were made, or new ones last tried for."""
     peer: Peer = field(init=False)
     datagrams: ClientDatagrams | None = None
     bye: str | None = None
@@ -44,6 +50,7 @@ class ClientTunnel:
 
     def __post_init__(self) -> None:
         params = self.params
+        self.rotated_at = self.opened_at
         self.peer = Peer(
             "",
             address4=_packed(params.address4),
@@ -98,7 +105,9 @@ class ClientTunnel:
 
     def _control(self, kind: int, payload: memoryview) -> None:
         self._heard(time.monotonic())
-        if kind == PacketType.DPD_REQUEST:
+        if kind == PacketType.DPD_REQUEST and payload == REKEY:
+            self.on_rekey()
+        elif kind == PacketType.DPD_REQUEST:
             self.connection.send_control(cstp.encode(PacketType.DPD_RESPONSE, payload))
         elif kind in {PacketType.DISCONNECT, PacketType.TERMINATE}:
             said = cstp.parse_disconnect(payload)

@@ -12,6 +12,7 @@ import asyncio
 import random
 import socket
 import time
+from typing import Any
 
 from vpnd import log
 from vpnd.dataplane.counters import Drops
@@ -93,6 +94,7 @@ class ClientWorker:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._rotating = asyncio.Lock()
+        self._background: set[asyncio.Task[Rotated]] = set()
         self.exit_status = 0
         chacha_first = not has_aes_instructions()
         self._dtls = (
@@ -202,6 +204,8 @@ class ClientWorker:
         while True:
             current = self._tunnel
             reason = await asyncio.shield(current.connection.lost)
+            async with self._rotating:  # some servers end the old tunnel once there is a new one
+                pass
             if self._tunnel is current:
                 current.abandon()
                 self._peers.gateway = None
@@ -379,9 +383,24 @@ class ClientWorker:
             raise Fatal(refusal)
         for remark in params.remarks:
             log.warning("the server says something odd", reason=remark)
-        return ClientTunnel(connection, params, self._tun, self._drops, self._dtls, mtu)
+        return self._make_tunnel(connection, params, mtu)
+
+    def _make_tunnel(
+        self, connection: ServerConnection, params: ServerParams, mtu: int
+    ) -> ClientTunnel:
+        return ClientTunnel(
+            connection, params, self._tun, self._drops, self._dtls, mtu, self._rotate_soon
+        )
 
     # new keys
+
+    def _rotate_soon(self) -> None:
+        """The server asks for new keys, or these have been used long enough."""
+        if self._rotating.locked():
+            return
+        task = asyncio.create_task(self._rotate())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _rotate(self) -> Rotated:
         """Make a second tunnel of the same session, move over to it, let the first go."""
@@ -401,8 +420,11 @@ class ClientWorker:
                 connection.close()
                 return Rotated(False, "the server gave another address", 0)
             mtu = old.peer.mtu
-            new = ClientTunnel(connection, params, self._tun, self._drops, self._dtls, mtu)
+            new = self._make_tunnel(connection, params, mtu)
             await self._wait_as_good(new, old)
+            if new.connection.lost.done():
+                new.abandon()
+                return Rotated(False, new.connection.lost.result(), old.status().keys_age_s)
             self._move(old, new)
             log.event("session keys changed", channel=new.status().channel)
             return Rotated(True, "", new.status().keys_age_s)
@@ -412,10 +434,10 @@ class ClientWorker:
         """Wait for DTLS on the new tunnel if the old one has it; TLS will do after a while."""
         if new.datagrams is None or not old.peer.dtls_active:
             return
-        try:
-            await asyncio.wait_for(new.datagrams.active.wait(), DTLS_WAIT)
-        except TimeoutError:
-            return
+        active = asyncio.ensure_future(new.datagrams.active.wait())
+        ends: set[asyncio.Future[Any]] = {active, old.connection.lost, new.connection.lost}
+        await asyncio.wait(ends, timeout=DTLS_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        active.cancel()
 
     def _move(self, old: ClientTunnel, new: ClientTunnel) -> None:
         new.take_over(old)
@@ -433,19 +455,16 @@ class ClientWorker:
 
     def _is_due(self, tunnel: ClientTunnel, now: float) -> bool:
         """Return whether this tunnel's keys have been used long enough, or often enough."""
-        if self._rotating.locked():
-            return False
         every = tunnel.params.rekey_s or self._settings.rekey_s
         if self._settings.rekey_s:
             every = min(every, self._settings.rekey_s)
         path = tunnel.peer.dtls
         used_up = path is not None and path.sealer.records_left < RECORDS_LEFT
-        return used_up or bool(every and now - tunnel.opened_at >= every)
+        return used_up or bool(every and now - tunnel.rotated_at >= every)
 
     # clocks and the master
 
     async def _tick(self) -> None:
-        background: set[asyncio.Task[Rotated]] = set()
         while True:
             await asyncio.sleep(TICK)
             now = time.monotonic()
@@ -453,10 +472,8 @@ class ClientWorker:
                 tunnel.expire(now)
             current = self._tunnel
             if current is not None and self._is_due(current, now):
-                task = asyncio.create_task(self._rotate())
-                background.add(task)
-                task.add_done_callback(background.discard)
-                current.opened_at = now  # a rotation that fails is tried again a period later
+                self._rotate_soon()
+                current.rotated_at = now  # a rotation that fails is tried again a period later
 
     async def _on_message(self, message: Message) -> Message | None:
         if isinstance(message, StatusQuery):
