@@ -18,13 +18,19 @@ from ipaddress import (
     IPv4Network,
     IPv6Address,
     IPv6Network,
-    ip_address,
-    ip_network,
 )
 from typing import TypeVar
 from urllib.parse import unquote
 
 from vpnd.errors import Malformed
+from vpnd.wire.addresses import (
+    Address,
+    Network,
+    parse_address,
+    parse_length,
+    parse_network,
+    unusable_range,
+)
 from vpnd.wire.auth_client import one_line, shown
 from vpnd.wire.http_client import Response
 from vpnd.wire.tunnel_params import MAX_APP_ID, MIN_IPV6_MTU, MIN_MTU
@@ -41,23 +47,10 @@ MIN_PREFIX4, MIN_PREFIX6 = 8, 32  # a wider network of the tunnel's own is a def
 MIN_TIMER_S, MAX_TIMER_S = 5, 7 * 86400
 USER_AGENT = "OpenConnect VPN Agent (pyvpn) v1"  # ocserv sends IPv6 routes to such names only
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 _A = TypeVar("_A", IPv4Address, IPv6Address)
 _NUMBER = re.compile(r"[0-9]+")
 _DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 _EVERYTHING: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
-_NOWHERE: tuple[Network, ...] = (  # where no packet of a tunnel may go to or come from
-    IPv4Network("0.0.0.0/8"),
-    IPv4Network("127.0.0.0/8"),
-    IPv4Network("169.254.0.0/16"),
-    IPv4Network("224.0.0.0/4"),
-    IPv4Network("255.255.255.255/32"),
-    IPv6Network("::/127"),
-    IPv6Network("::ffff:0:0/96"),
-    IPv6Network("fe80::/10"),
-    IPv6Network("ff00::/8"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,12 +254,12 @@ class _Parser:
             *self._response.values("X-CSTP-Address-IP6"),
         ]:
             text, _, length = value.partition("/")
-            address = _address(text)
+            address = parse_address(text)
             if isinstance(address, IPv4Address):
                 address4 = _only(address4, address)
             else:
                 address6 = _only(address6, address)
-                prefix6 = _length(length, 128) if length else prefix6
+                prefix6 = parse_length(length, 128) if length else prefix6
         if address4 is not None:
             prefix4 = self._prefix4()
         prefix4 = self._narrow(prefix4, MIN_PREFIX4, 32)
@@ -301,8 +294,11 @@ class _Parser:
         if total > MAX_ROUTES:
             raise Malformed(f"the server sent {total} routes; at most {MAX_ROUTES} are taken")
         for value in values:
-            network = _network(name, value)
-            bad = next((n for n in _NOWHERE if _within(network, n)), None)
+            try:
+                network = parse_network(value)
+            except Malformed as exc:
+                raise Malformed(f"{name}: {exc}") from None
+            bad = unusable_range(network)
             if bad is not None:
                 self._remark(f"{name}: {network} is left out: it lies in {bad}")
             else:
@@ -317,7 +313,7 @@ class _Parser:
             self._remark(f"X-CSTP-DNS: {len(values)} servers, the first {MAX_DNS} are taken")
         for value in values[:MAX_DNS]:
             try:
-                address = _address(value)
+                address = parse_address(value)
             except Malformed as exc:
                 self._remark(f"X-CSTP-DNS: left out: {exc}")
                 continue
@@ -354,46 +350,10 @@ class _Parser:
         return None, b""
 
 
-def _address(text: str) -> Address:
-    """Return an address that a tunnel's end or a server in it can have."""
-    try:
-        address = ip_address(text.strip())
-    except ValueError:
-        raise Malformed(f"{one_line(text, 60)} is no address") from None
-    if isinstance(address, IPv6Address) and address.scope_id is not None:
-        raise Malformed("an address with a scope")
-    if any(address in network for network in _NOWHERE):
-        raise Malformed(f"{address} is no address that a tunnel can have")
-    return address
-
-
 def _only(known: _A | None, found: _A) -> _A:
     if known is not None and known != found:
         raise Malformed("two addresses of one family")
     return found
-
-
-def _length(text: str, most: int) -> int:
-    if not _NUMBER.fullmatch(text) or len(text) > 3 or not 1 <= int(text) <= most:
-        raise Malformed("an address with a prefix length that is none")
-    return int(text)
-
-
-def _network(name: str, value: str) -> Network:
-    """Return a route, host bits cleared; a bare address is a host."""
-    text = value.strip()
-    if "%" in text:
-        raise Malformed(f"{name}: an address with a scope")
-    try:
-        return ip_network(text, strict=False)
-    except ValueError:
-        raise Malformed(f"{name}: {one_line(value, 60)} is no network") from None
-
-
-def _within(network: Network, other: Network) -> bool:
-    if isinstance(network, IPv4Network):
-        return isinstance(other, IPv4Network) and network.subnet_of(other)
-    return isinstance(other, IPv6Network) and network.subnet_of(other)
 
 
 def _own_networks(
