@@ -13,12 +13,11 @@ from pyroute2 import IPRoute, NetlinkError
 
 from helper import sysctl
 from helper.journal import Journal
-from helper.messages import INTERFACE, Network, Refused, SetLink
+from helper.messages import INTERFACE, ROUTE_PROTOCOL, Network, Refused, SetLink
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 FIRST_TABLE = 28_000  # pyvpn10's routing table is 28010, which is also its rules' priority
 MAIN_TABLE = 254
-PROTOCOL = 118  # who made a route or rule: a number that rtnetlink.h leaves free means us
 RTN_UNICAST, RTN_UNREACHABLE, RTN_THROW = 1, 7, 9
 LAST = 0xFFFFFFFF  # the metric of what holds when nothing else does
 FIB_RULE_INVERT = 2  # fib_rules.h
@@ -91,7 +90,7 @@ def _table(journal: Journal) -> int:
 
 def _rule(journal: Journal, family: int) -> Thing:
     """Return the rule that sends all but the caller to the interface's table."""
-    own = dict.fromkeys(("table", "priority"), _table(journal)) | {"protocol": PROTOCOL}
+    own = dict.fromkeys(("table", "priority"), _table(journal)) | {"protocol": ROUTE_PROTOCOL}
     caller = {"uid_range": f"{journal.uid}:{journal.uid}", "flags": FIB_RULE_INVERT}
     return _thing("rule", **own, **caller, family=family)
 
@@ -99,7 +98,7 @@ def _rule(journal: Journal, family: int) -> Thing:
 def _route(table: int, kind: int, network: Network, index: int | None) -> Thing:
     ends = {RTN_UNICAST: ("oif", index), RTN_UNREACHABLE: ("priority", LAST)}.get(kind)
     what = {"dst": str(network), "family": FAMILY[network.version], "table": table, "type": kind}
-    return _thing("route", **what, proto=PROTOCOL, **dict([ends] if ends else []))
+    return _thing("route", **what, proto=ROUTE_PROTOCOL, **dict([ends] if ends else []))
 
 
 def _ways(netlink: Any, journal: Journal) -> set[Thing]:
@@ -108,14 +107,14 @@ def _ways(netlink: Any, journal: Journal) -> set[Thing]:
     routes = {
         _route(table, m["type"], _destination(m), index)
         for m in _routes(netlink)
-        if m["proto"] == PROTOCOL
+        if m["proto"] == ROUTE_PROTOCOL
         and ((table := m.get_attr("RTA_TABLE")) == own or index in _links(m))
     }
     return routes | {
         _rule(journal, m["family"])
         for family in FAMILY.values()
         for m in netlink.get_rules(family=family)
-        if (m.get_attr("FRA_TABLE"), m.get_attr("FRA_PROTOCOL")) == (own, PROTOCOL)
+        if (m.get_attr("FRA_TABLE"), m.get_attr("FRA_PROTOCOL")) == (own, ROUTE_PROTOCOL)
     }
 
 

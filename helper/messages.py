@@ -18,6 +18,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_net
 from typing import Any, get_args
 
 PROTOCOL = 1
+ROUTE_PROTOCOL = 118  # who made a route or rule: a number that rtnetlink.h leaves free is us
 MAX_FRAME = (
     4 * 1024 * 1024
 )  # room for some 100,000 routes; JSON a hostile caller can make us parse
