@@ -14,6 +14,8 @@ from vpnd.protocol.liveness import Liveness
 from vpnd.protocol.tls_stream import TlsStream
 from vpnd.wire.dtls_record import RecordOpener, RecordSealer, split_records
 from vpnd.worker.datagrams import Datagrams
+from vpnd.worker.messages import TunnelTakesOver
+from vpnd.worker.overlap import Overlaps
 from vpnd.worker.tunnel import Tunnel
 
 
@@ -40,6 +42,8 @@ class Gateway(Plane):
         super().__init__()
         self.calls: list[Callable[[], None]] = []
         self.tunnels: list[Tunnel] = []
+        self.told: list[TunnelTakesOver] = []
+        self.overlaps = Overlaps(self.peers, self.told.append)
         self.datagrams = Datagrams(
             CONTEXT,
             self.peers,
@@ -47,6 +51,7 @@ class Gateway(Plane):
             lambda: self.now,
             lambda host: [t for t in self.tunnels if t.channel.address[0] == host],
             self.calls.append,
+            self.overlaps.take_over,
         )
         self.inbound = Inbound(
             self.tun,

@@ -114,6 +114,17 @@ class Peer:
         self.rx_packets = self.rx_bytes = self.tx_packets = self.tx_bytes = 0
         self.drops = Drops()
 
+    def count_on(self, earlier: "Peer") -> None:
+        """Take over the figures of an earlier peer of the session, which begins at zero again."""
+        self.rx_packets += earlier.rx_packets
+        self.rx_bytes += earlier.rx_bytes
+        self.tx_packets += earlier.tx_packets
+        self.tx_bytes += earlier.tx_bytes
+        earlier.rx_packets = earlier.rx_bytes = earlier.tx_packets = earlier.tx_bytes = 0
+        for reason, count in earlier.drops.as_dict().items():
+            self.drops.add(reason, count)
+        earlier.drops = Drops()
+
 
 class PeerTable:
     """Inner address -> peer, and outer UDP address -> DTLS path."""

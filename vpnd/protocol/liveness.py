@@ -41,7 +41,8 @@ class Liveness:
     _heard: float = field(init=False)
     heard_dtls_at: float = field(init=False)
     """When the last authentic record came in."""
-    _data_at: float = field(init=False)
+    data_at: float = field(init=False)
+    """When the last packet crossed the tunnel."""
     _asked_at: float = 0
     _waiting_since: float = 0
     """When we first sent on DTLS after the last answer; 0 = not waiting."""
@@ -49,7 +50,7 @@ class Liveness:
     _probed_at: float = 0
 
     def __post_init__(self) -> None:
-        self._heard = self.heard_dtls_at = self._data_at = self.now
+        self._heard = self.heard_dtls_at = self.data_at = self.now
 
     def heard_tls(self, now: float) -> None:
         self._heard = now
@@ -65,7 +66,11 @@ class Liveness:
 
     def data(self, now: float) -> None:
         """A packet crossed the tunnel, in either direction."""
-        self._data_at = now
+        self.data_at = now
+
+    def go_on_from(self, earlier: "Liveness") -> None:
+        """Take the place of another tunnel's clocks: a session stays as idle as it was."""
+        self.data_at = earlier.data_at
 
     def sent_dtls(self, now: float) -> None:
         if not self._waiting_since:
@@ -87,7 +92,7 @@ class Liveness:
         """Return what is due; call it about twice a second."""
         if self.session_ends_at and now >= self.session_ends_at:
             return [Action.SESSION_TIMEOUT]
-        if self.idle_timeout_s and now - self._data_at >= self.idle_timeout_s:
+        if self.idle_timeout_s and now - self.data_at >= self.idle_timeout_s:
             return [Action.IDLE_TIMEOUT]
         actions = self._expire_dtls(now) if dtls_active else []
         if self.dpd_s:

@@ -36,6 +36,7 @@ MAX_HOSTNAME = 64  # HOST_NAME_MAX, limits.h
 MAX_USER_AGENT = 128
 HOST_MASK = IPv4Address("255.255.255.255")
 MAX_APP_ID = 32  # one byte more makes stock clients give up
+PYVPN_VERSION = 1  # of what our own ends do beyond the protocol; both sides say theirs
 
 COOKIE = regex(r"[A-Za-z0-9._~@+/=-]+")
 NUMBER = regex(r"[0-9]+")
@@ -52,6 +53,7 @@ Network = IPv4Network | IPv6Network
 class ConnectRequest:
     """What a client said in its CONNECT.
 
+    `is_own` marks a client of our own; `rekey` its wish to open this tunnel beside the one it has.
     `base_mtu` is its link MTU and `mtu` the inner MTU it would take (None: not said), both clamped
     to MIN_MTU..MAX_MTU; `hostname` and `user_agent` are printable ASCII, shortened, perhaps empty.
     """
@@ -64,6 +66,8 @@ class ConnectRequest:
     wants_ipv4: bool
     wants_ipv6: bool
     wants_dtls: bool
+    is_own: bool = False
+    rekey: bool = False
 
 
 def parse_connect(request: Request) -> ConnectRequest:
@@ -77,6 +81,7 @@ def parse_connect(request: Request) -> ConnectRequest:
     kinds = {kind.lower() for kind in _list(request, "X-CSTP-Address-Type", ",")}
     understands_ipv6 = (request.header("X-CSTP-Full-IPv6-Capability") or "").lower() == "true"
     wants_ipv6 = understands_ipv6 and "ipv6" in kinds
+    is_own = request.header("X-Pyvpn-Version") == str(PYVPN_VERSION)
     return ConnectRequest(
         cookie=_session_cookie(request),
         hostname=NOT_HOSTNAME.sub("_", _short(request, "X-CSTP-Hostname", MAX_HOSTNAME)),
@@ -86,6 +91,8 @@ def parse_connect(request: Request) -> ConnectRequest:
         wants_ipv4="ipv4" in kinds or not wants_ipv6,
         wants_ipv6=wants_ipv6,
         wants_dtls="PSK-NEGOTIATE" in _list(request, "X-DTLS-CipherSuite", ":"),
+        is_own=is_own,
+        rekey=is_own and request.header("X-Pyvpn-Rekey") == "1",
     )
 
 
@@ -158,6 +165,8 @@ class TunnelParams:
     banner: str = ""
     server_name: str = ""
     dtls: DtlsParams | None = None
+    is_own: bool = False
+    """The client is one of our own, and is told that we are."""
 
 
 def encode_params(params: TunnelParams) -> list[tuple[str, str]]:
@@ -170,6 +179,7 @@ def encode_params(params: TunnelParams) -> list[tuple[str, str]]:
         raise LocalProtocolError("a tunnel without an address that its MTU can carry")
     return [
         ("X-CSTP-Version", "1"),
+        *_optional("X-Pyvpn-Version", str(PYVPN_VERSION) if params.is_own else ""),
         *_optional("X-CSTP-Server-Name", params.server_name),
         *_addresses(params, versions),
         *_resolvers(params, versions),

@@ -56,6 +56,7 @@ class Datagrams:
         clock: Callable[[], float],
         tunnels_of_host: Callable[[str], Iterable[Tunnel]],
         call_soon: Callable[[Callable[[], None]], object],
+        take_over: Callable[[Tunnel], None],
     ) -> None:
         self._context = context
         self._peers = peers
@@ -63,6 +64,7 @@ class Datagrams:
         self._clock = clock
         self._tunnels_of_host = tunnels_of_host
         self._turns = Turns(call_soon)
+        self._take_over = take_over
         self._by_app_id: dict[bytes, Tunnel] = {}
         self._by_peer: dict[Peer, Tunnel] = {}
         self._pending: dict[Address, _Pending] = {}
@@ -197,9 +199,12 @@ class Datagrams:
         that was given up has to answer a question first, or one that UDP reaches in one
         direction alone would be taken up, and packets lost, with every record.
         """
+        tunnel = self._by_peer.get(path.peer)
         if not path.confirmed:
             path.confirmed = True
             self._use(path)
+            if tunnel is not None and not tunnel.serving:
+                self._take_over(tunnel)
         elif not path.peer.dtls_active and path.peer.liveness.may_ask_dtls(self._clock()):
             self._answer(path, bytes([PacketType.DPD_REQUEST]))
 

@@ -127,6 +127,10 @@ class TunnelHost(Protocol):
         """Forget the tunnel and tell the master."""
         ...
 
+    def take_over(self, tunnel: Tunnel) -> None:
+        """The client uses a tunnel that does not serve its session yet: now it does."""
+        ...
+
     def packets_from_tls(self, peer: Peer, packets: list[memoryview]) -> None:
         """Write what the client sent to the TUN."""
         ...
@@ -236,6 +240,8 @@ class ClientConnection(asyncio.Protocol):
         if tunnel is None or not records:
             return
         tunnel.peer.liveness.heard_tls(self._host.now())
+        if not tunnel.serving:
+            self._host.take_over(tunnel)
         packets: list[memoryview] = []
         for record in records:
             for kind, payload in reader.receive(record):
@@ -320,6 +326,8 @@ class ClientConnection(asyncio.Protocol):
                 user_agent=connect.user_agent,
                 wants_ipv4=connect.wants_ipv4,
                 wants_ipv6=connect.wants_ipv6,
+                is_own=connect.is_own,
+                rekey=connect.rekey,
             )
         )
         if not isinstance(reply, OpenReply):

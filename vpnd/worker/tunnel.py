@@ -44,6 +44,12 @@ class Tunnel:
     psk: bytes = field(default=b"", repr=False)
     pending: int = 0
     """DTLS handshakes under way."""
+    is_own: bool = False
+    """The client is one of our own."""
+    rekey_asked: bool = False
+    serving: bool = True
+    """Packets to the client go this way.  Of the two tunnels of a session that changes its keys
+    one does; what the client sends is taken on both."""
 
     def send_bye(self, reason: str) -> None:
         """Tell the client that its session is over: it will not come back by itself."""
@@ -52,8 +58,10 @@ class Tunnel:
         )
 
     def ask_rekey(self) -> None:
-        """Ask a client of our own to change its keys; to others it is a question like any."""
-        self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST, REKEY))
+        """Ask the client, if it is one of our own, to change its keys: once."""
+        if self.is_own and not self.rekey_asked:
+            self.rekey_asked = True
+            self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST, REKEY))
 
     def ask_tls(self) -> None:
         self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST))

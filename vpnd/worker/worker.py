@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from ipaddress import (
     IPv4Address,
     IPv6Interface,
@@ -49,13 +50,16 @@ from vpnd.worker.messages import (
     Stop,
     TunnelEnded,
     TunnelStatus,
+    TunnelTakesOver,
 )
+from vpnd.worker.overlap import Overlaps
 from vpnd.worker.streams import Admission, ClientConnection, connection_factory
 from vpnd.worker.tunnel import Tunnel
 from vpnd.worker.turns import Turns
 
 TICK = 0.5  # seconds between two looks at the clocks of all sessions
 BACKLOG = 512  # connections that may wait to be accepted; asyncio takes so many in one turn
+REKEY_BELOW = 1 << 20  # records left; minutes at full speed for the client to change its keys
 APP_ID_SIZE = 32  # bytes; the longest a ClientHello's session id can carry
 
 
@@ -96,6 +100,7 @@ class Worker:
         self._handshakes = Turns(loop.call_soon)
         reader, writer = await asyncio.open_connection(sock=border)
         self.control = ControlChannel(reader, writer, self._on_message)
+        self._overlaps = Overlaps(self._peers, self.control.send)
         self._watch(loop)
         servers = [
             await loop.create_server(
@@ -141,6 +146,7 @@ class Worker:
             self.now,
             self._tunnels_of_host,
             loop.call_soon,
+            self.take_over,
         )
         self._inbound = Inbound(
             self._tun,
@@ -188,18 +194,33 @@ class Worker:
                 now + reply.session_left_s if reply.session_left_s else 0,
             ),
         )
-        tunnel = Tunnel(reply.tunnel, reply.session, reply.user, peer, channel, now)
+        tunnel = Tunnel(
+            reply.tunnel, reply.session, reply.user, peer, channel, now, is_own=connect.is_own
+        )
         if connect.wants_dtls and self.settings.dtls and self._dtls is not None:
             tunnel.app_id = secrets.token_bytes(APP_ID_SIZE)
             tunnel.psk = channel.tls.export_psk()
             self._datagrams.add(tunnel)
         self._tunnels[tunnel.number] = tunnel
         self._hosts.setdefault(channel.address[0], set()).add(tunnel)
-        self._peers.add(peer)
-        channel.channel.tunnel_opened(
-            tunnel_params(reply, mtu, connect.base_mtu, self.settings.port, tunnel.app_id)
-        )
+        self._put_in_place(tunnel, reply.beside, now)
+        params = tunnel_params(reply, mtu, connect.base_mtu, self.settings.port, tunnel.app_id)
+        channel.channel.tunnel_opened(replace(params, is_own=connect.is_own))
         return tunnel
+
+    def _put_in_place(self, tunnel: Tunnel, beside: int, now: float) -> None:
+        """Let packets go by this tunnel: at once, or when the client leaves the one it has."""
+        earlier = self._tunnels.get(beside)
+        if earlier is not None:
+            self._overlaps.begin(earlier, tunnel, now)
+            return
+        self._peers.add(tunnel.peer)
+        if beside:  # it ended while the master was asked
+            self.control.send(TunnelTakesOver(tunnel.number, tunnel.session))
+
+    def take_over(self, tunnel: Tunnel) -> None:
+        """The client uses a tunnel that does not serve its session yet: now it does."""
+        self._overlaps.take_over(tunnel)
 
     def give_back(self, reply: OpenReply, reason: str) -> None:
         """Tell the master that a tunnel it granted was never opened."""
@@ -210,6 +231,7 @@ class Worker:
         """Forget the tunnel and tell the master."""
         if self._tunnels.pop(tunnel.number, None) is None:
             return
+        self._overlaps.closed(tunnel, reason, final=final)
         self._peers.remove(tunnel.peer)
         self._datagrams.remove(tunnel)
         host = tunnel.channel.address[0]
@@ -245,6 +267,7 @@ class Worker:
             await asyncio.sleep(TICK)
             now = self.now()
             self._datagrams.expire(now)
+            self._overlaps.expire(now)
             for tunnel in list(self._tunnels.values()):
                 try:
                     self._look_after(tunnel, now)
@@ -253,7 +276,12 @@ class Worker:
                     tunnel.channel.finish("internal error", final=False)
 
     def _look_after(self, tunnel: Tunnel, now: float) -> None:
+        if not tunnel.serving:  # its time is bounded already
+            return
         peer = tunnel.peer
+        path = peer.dtls
+        if path is not None and path.sealer.records_left < REKEY_BELOW:
+            tunnel.ask_rekey()
         for action in peer.liveness.expire(now, dtls_active=peer.dtls_active):
             self._act(tunnel, action)
 
@@ -290,12 +318,14 @@ class Worker:
         elif isinstance(message, AskRekey):
             tunnel = self._tunnels.get(message.tunnel)
             if tunnel is not None:
+                tunnel.rekey_asked = False  # the operator may ask again
                 tunnel.ask_rekey()
         elif isinstance(message, Stop):
             self._stopping.set()
         return None
 
     def _status(self) -> StatusReply:
+        self._overlaps.count_on()
         tunnels = list(self._tunnels.values())
         total = Drops()
         for drops in (self._drops, *(tunnel.peer.drops for tunnel in tunnels)):
