@@ -24,6 +24,7 @@ from vpnd.config.profile_options import ClientConfig
 from vpnd.errors import ConfigError, HelperError, VpnError
 from vpnd.host import systemd
 from vpnd.host.process import harden
+from vpnd.host.watch import NetworkWatch
 from vpnd.ipc.api import SOCKET_NAME
 from vpnd.ipc.server import IpcServer, serve
 from vpnd.policy.split_tunnel import Link, Offer, Unusable, Wishes, plan
@@ -76,6 +77,8 @@ class Client:
         self._relay = relay
         self._network = Network(config.helper.socket, config.network.interface)
         self._script: Script | None = None
+        self._watch: NetworkWatch | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._tun = -1
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
         self._admin = Admin(config, self._network, self._worker, self._disconnect)
@@ -92,6 +95,7 @@ class Client:
         )
         try:
             self._tun = await self._network.up()
+            self._watch_network()
             await self._prepare_script()
             tasks = [
                 asyncio.create_task(self._worker.run()),
@@ -103,6 +107,8 @@ class Client:
                 await self._close(tasks)
         finally:
             await self._close_ipc(ipc)
+            if self._watch is not None:
+                self._watch.close()
             self._network.down()
             if self._tun >= 0:
                 os.close(self._tun)
@@ -158,10 +164,17 @@ class Client:
     def _disconnect(self) -> None:
         self._end(Outcome("disconnected by vpnctl"))
 
-    def network_changed(self, reason: str) -> None:
+    def _watch_network(self) -> None:
+        try:
+            self._watch = NetworkWatch(self._network.interface, self._network_changed)
+        except OSError as exc:
+            log.warning("changes of the network are found out late", error=str(exc))
+
+    def _network_changed(self, reason: str) -> None:
         """Links, addresses or routes of this host changed, or it slept: look at once."""
-        log.event("network changed", reason=reason)
         self._worker.send(NetworkChanged(reason))
+        if self._script is None and (self._renewing is None or self._renewing.done()):
+            self._renewing = asyncio.create_task(self._network.renew())
 
     # the worker
 
@@ -263,10 +276,8 @@ class Client:
         if state.state == "connected":
             self._answers.accepted()
             log.event("connected", address=state.remote, interface=self._network.interface)
-        elif state.state in ("reconnecting", "waiting"):
-            log.warning(f"not connected, {state.state}", **fields)
-        elif before is None or before.state != state.state:
-            log.event("connecting", **fields)
+        elif state.state != "waiting" and (before is None or before.state != state.state):
+            log.event(state.state, **fields)  # why a try failed is the worker's to say
         if state.state == "logging-in":
             self._answers.begin()
         if self._script is not None and state.state == "reconnecting":
