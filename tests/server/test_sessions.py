@@ -10,10 +10,10 @@ from vpnd.auth.login import LoginAccepted
 from vpnd.config.model import NetworkOptions, ServerConfig, SessionOptions
 from vpnd.errors import StoreError
 from vpnd.policy.leases import MAX_SLOTS, Pool, PoolExhausted
-from vpnd.server.sessions import Sessions
+from vpnd.server.sessions import OWN_DPD_S, Change, Sessions
 from vpnd.store.contract import Client, Session, Store, User
 from vpnd.store.memory import MemoryStore
-from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded
+from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded, TunnelTakesOver
 
 NOW = 10_000.0
 COOKIE_TIMEOUT = 300
@@ -45,6 +45,18 @@ class Server:
     ) -> OpenReply:
         query = OpenQuery(cookie, "192.0.2.9:4000", None, "host", "agent", ipv4, ipv6)
         return self.sessions.open(query, now)
+
+    def own(self, cookie: str, now: float = NOW, *, rekey: bool = False) -> OpenReply:
+        """Connect as a client of our own does."""
+        query = OpenQuery(
+            cookie, "192.0.2.9:4001", None, "host", "agent", True, True, is_own=True, rekey=rekey
+        )
+        reply = self.sessions.open(query, now)
+        assert reply.refused == 0
+        return reply
+
+    def take_over(self, reply: OpenReply) -> None:
+        self.sessions.take_over(TunnelTakesOver(reply.tunnel, reply.session))
 
     def granted(self, cookie: str, now: float = NOW) -> OpenReply:
         reply = self.connect(cookie, now)
@@ -357,3 +369,143 @@ def test_a_store_that_fails_refuses_new_tunnels_and_keeps_the_living() -> None:
     assert not server.sessions.live
     with pytest.raises(StoreError):
         server.sessions.begin(PASSWORD, NOW)
+
+
+# a client of our own that changes its keys
+
+
+def test_a_new_tunnel_comes_beside_the_old_and_then_takes_its_place(server: Server) -> None:
+    """One session in every list all the time; it is as old as it was."""
+    changes: list[Change] = []
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old = server.own(cookie)
+    server.sessions.on_change = changes.append
+    new = server.own(cookie, NOW + 3600, rekey=True)
+    assert (old.beside, new.beside) == (0, old.tunnel)
+    assert (new.session, new.address4, new.address6) == (
+        old.session,
+        old.address4,
+        old.address6,
+    )
+    assert list(server.sessions.live) == [old.tunnel]
+    assert changes == []
+    server.take_over(new)
+    assert list(server.sessions.live) == [new.tunnel]
+    assert server.sessions.live[new.tunnel].opened_at == NOW
+    assert changes == [Change(old.session, "", serving=True, overlapped=True)]
+    server.end(old, NOW + 3610)
+    assert list(server.sessions.live) == [new.tunnel]
+    assert server.told == []
+    server.sessions.expire(NOW + 10**7)  # the cookie holds: nothing has been lost
+    assert server.connect(cookie, NOW + 10**7).refused == 0
+
+
+def test_our_own_clients_are_asked_more_often_whether_they_are_there(server: Server) -> None:
+    """And say so sooner when they are not answered; others get what is configured."""
+    stock = server.granted(server.sessions.begin(PASSWORD, NOW))
+    own = server.own(server.sessions.begin(LAPTOP, NOW))
+    assert own.dpd_s == OWN_DPD_S < stock.dpd_s
+
+
+def test_without_a_tunnel_to_stand_beside_the_new_one_serves(server: Server) -> None:
+    """The old one broke before its successor was asked for."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    server.end(server.own(cookie), NOW + 1)
+    new = server.own(cookie, NOW + 2, rekey=True)
+    assert new.beside == 0
+    assert list(server.sessions.live) == [new.tunnel]
+
+
+def test_the_coming_tunnel_serves_when_the_old_one_broke_in_the_meantime(server: Server) -> None:
+    """The two reports may cross: no order of them ends a session that has a tunnel."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old = server.own(cookie)
+    new = server.own(cookie, rekey=True)
+    server.end(old)
+    assert list(server.sessions.live) == [new.tunnel]
+    server.take_over(new)
+    assert list(server.sessions.live) == [new.tunnel]
+    server.sessions.expire(NOW + 10**7)
+    assert list(server.sessions.live) == [new.tunnel]
+
+
+def test_a_coming_tunnel_that_is_not_used_changes_nothing(server: Server) -> None:
+    """But whoever waits for new keys hears of it."""
+    changes: list[Change] = []
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old = server.own(cookie)
+    new = server.own(cookie, rekey=True)
+    server.sessions.on_change = changes.append
+    server.end(new)
+    assert list(server.sessions.live) == [old.tunnel]
+    assert changes == [Change(old.session, "reason")]
+    server.take_over(new)  # a late report
+    assert list(server.sessions.live) == [old.tunnel]
+
+
+def test_a_client_that_tries_again_to_change_its_keys_loses_nothing(server: Server) -> None:
+    """Its first try may have been cut off without a word; nothing is told to end for good."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old, first = server.own(cookie), server.own(cookie, rekey=True)
+    second = server.own(cookie, rekey=True)
+    assert second.beside == old.tunnel
+    assert server.told == []
+    server.end(first)
+    server.take_over(second)
+    assert list(server.sessions.live) == [second.tunnel]
+
+
+def test_a_plain_connect_takes_both_tunnels_place(server: Server) -> None:
+    """A client that starts anew has neither of them any more."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old, coming = server.own(cookie), server.own(cookie, rekey=True)
+    new = server.own(cookie)
+    assert {number for number, _ in server.told} == {old.tunnel, coming.tunnel}
+    assert list(server.sessions.live) == [new.tunnel]
+    assert not server.sessions.coming
+
+
+def end_by_revocation(server: Server) -> None:
+    server.sessions.end_client("alice", "laptop", "revoked")
+
+
+def end_by_timeout(server: Server) -> None:
+    server.sessions.expire(NOW + 1000)
+
+
+@pytest.mark.parametrize("end", [end_by_revocation, end_by_timeout])
+def test_what_ends_a_session_ends_its_coming_tunnel(
+    store: Store, end: Callable[[Server], None]
+) -> None:
+    """Or a revoked client could stay by changing its keys."""
+    server = Server(store, session_timeout_s=1000)
+    cookie = server.sessions.begin(LAPTOP, NOW)
+    old, coming = server.own(cookie), server.own(cookie, rekey=True)
+    end(server)
+    assert {number for number, _ in server.told} == {old.tunnel, coming.tunnel}
+    server.take_over(coming)
+    assert not server.sessions.live
+    assert not server.sessions.coming
+
+
+def test_a_goodbye_ends_the_coming_tunnel_too(server: Server) -> None:
+    """The cookie is gone; nothing of the session stays."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old, coming = server.own(cookie), server.own(cookie, rekey=True)
+    server.end(old, final=True)
+    assert [number for number, _ in server.told] == [coming.tunnel]
+    assert not server.sessions.live
+    assert not server.sessions.coming
+    assert server.connect(cookie).refused == 401
+
+
+def test_a_revoked_client_cannot_change_its_keys(server: Server, store: Store) -> None:
+    """Each CONNECT asks the store."""
+    cookie = server.sessions.begin(LAPTOP, NOW)
+    server.own(cookie)
+    revoke(store)
+    query = OpenQuery(
+        cookie, "192.0.2.9:4001", None, "host", "agent", True, True, is_own=True, rekey=True
+    )
+    assert server.sessions.open(query, NOW).refused == 401
+    assert not server.sessions.coming

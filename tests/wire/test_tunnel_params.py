@@ -304,3 +304,30 @@ def test_any_banner_becomes_one_line_that_decodes_to_it(banner: str) -> None:
     assert server.respond(200, "CONNECTED", encode_params(params)).endswith(b"\r\n\r\n")
     told = values(params, "X-CSTP-Banner")
     assert [unquote(text) for text in told] == [encodable.strip()][: len(told)]
+
+
+@pytest.mark.parametrize(
+    ("version", "rekey", "understood"),
+    [
+        ("1", None, (True, False)),
+        ("1", "1", (True, True)),
+        ("1", "yes", (True, False)),
+        (None, "1", (False, False)),
+        ("2", "1", (False, False)),
+        ("", "1", (False, False)),
+    ],
+)
+def test_our_own_clients_say_that_they_are(
+    version: str | None, rekey: str | None, understood: tuple[bool, bool]
+) -> None:
+    """Whoever does not say so in our words is served like any other."""
+    asked = parse_connect(connect(x_pyvpn_version=version, x_pyvpn_rekey=rekey))
+    assert (asked.is_own, asked.rekey) == understood
+
+
+def test_only_our_own_clients_are_told_that_we_are() -> None:
+    """All others get what they always got."""
+    stock = TunnelParams(address4=IPv4Address("10.8.0.2"), mtu=1400, base_mtu=1500)
+    own = replace(stock, is_own=True)
+    assert set(encode_params(own)) - set(encode_params(stock)) == {("X-Pyvpn-Version", "1")}
+    assert len(encode_params(own)) == len(encode_params(stock)) + 1

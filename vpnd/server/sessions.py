@@ -148,7 +148,7 @@ class Sessions:
             return OpenReply(refused=503, reason="No address is free, try again later")
         earlier = self.serving(session.id) if query.rekey else None
         if earlier is not None:
-            self._drop_coming(session.id, "the client connected again")
+            self._forget_coming(session.id)
         else:
             self._replace_others(session)
         return self._open(session, lease, query, now, earlier)
@@ -195,9 +195,10 @@ class Sessions:
         self.coming.pop(tunnel.number, None)
         self._end_tunnel(tunnel.number, reason)
 
-    def _drop_coming(self, session_id: str, reason: str) -> None:
+    def _forget_coming(self, session_id: str) -> None:
+        """The client tries again to change its keys: the worker ends what is left of the try."""
         for tunnel in [t for t in self.coming.values() if t.session.id == session_id]:
-            self._drop(tunnel, reason)
+            del self.coming[tunnel.number]
 
     def _drop_session(self, session_id: str, reason: str) -> None:
         tunnels = [*self.live.values(), *self.coming.values()]
