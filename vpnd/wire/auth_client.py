@@ -23,6 +23,7 @@ MAX_MARKUP = 4096  # "<" characters; a form with a hundred groups has 300
 MAX_INPUTS = 16  # a form has two
 MAX_OPTIONS = 256  # of one choice
 MAX_OPAQUE = 8 * 1024  # bytes that the server has us carry for it
+MAX_OPAQUE_ELEMENTS = 64  # writing them recurses; Cisco's have 4
 MAX_VALUE = 1024  # characters of a hidden value, of an answer, of a path
 MAX_MESSAGE = 1000  # characters of a text that is worth showing
 MAX_LABEL = 80
@@ -258,6 +259,8 @@ def _opaque(root: Element) -> str:
     element = root.find("opaque")
     if element is None:
         return ""
+    if sum(1 for _ in element.iter()) > MAX_OPAQUE_ELEMENTS:
+        raise Malformed(f"an opaque element of more than {MAX_OPAQUE_ELEMENTS} elements")
     element.tail = None
     text = tostring(element, encoding="unicode")
     if len(text) > MAX_OPAQUE:
