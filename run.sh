@@ -7,7 +7,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 PYTHON=${PYTHON:-/usr/bin/python3}
 COPIES=/var/cache/pyvpn-dev # where the programs run from if user pyvpn cannot read the clone
 
-# Where `server`, `vpnctl` and `clean` keep things.
+# Where `server`, `client`, `vpnctl` and `clean` keep things.
 ETC=${PYVPN_ETC:-/etc/pyvpn}
 STATE=${PYVPN_STATE:-/var/lib/pyvpn}
 CA=${PYVPN_CA:-/var/lib/pyvpn-ca}
@@ -31,13 +31,15 @@ usage: ./run.sh COMMAND
   test [ARGUMENTS]      all tests, with the newest libraries and with those of Debian 13;
                         with pytest arguments only those tests, with the newest libraries
   server                run a server on this machine in the foreground; Ctrl-C ends it
+  client PROFILE        connect this machine: a profile's file or https://HOST[:PORT], and what
+                        else `vpnd client --help` names; Ctrl-C disconnects
   vpnctl [ARGUMENTS]    the command line tool, on that server
   clean                 put the network back, also after kill -9 of everything
   help                  this text
 
-Settings (environment): PYTHON, and for server, vpnctl and clean PYVPN_NAME (the server's
-name, asked for by clients), PYVPN_ETC, PYVPN_STATE, PYVPN_CA, PYVPN_RUN, PYVPN_HELPER_RUN,
-PYVPN_HELPER_SOCKET.
+Settings (environment): PYTHON, and for server, client, vpnctl and clean PYVPN_NAME (the
+server's name, asked for by clients), PYVPN_ETC, PYVPN_STATE, PYVPN_CA, PYVPN_RUN,
+PYVPN_CLIENT_RUN, PYVPN_HELPER_RUN, PYVPN_HELPER_SOCKET.
 USAGE
 }
 
@@ -103,7 +105,7 @@ need_python() {
 
 need_users() {
     local user
-    for user in pyvpn pyvpn-ca; do
+    for user in pyvpn pyvpn-ca pyvpn-client; do
         getent passwd "$user" >/dev/null && continue
         say "creating system user $user"
         useradd --system --user-group --no-create-home --home-dir /nonexistent \
@@ -195,7 +197,7 @@ need_venv() { # EXTRA...
 
 python() { PYTHONPATH=$HERE PYTHONUNBUFFERED=1 "$HERE/.venv/bin/python" -P "$@"; }
 
-# --- processes of `server`, remembered by number and start time ------------------------------------
+# --- processes of `server` and `client`, remembered by number and start time ------------------------------------
 
 start_time() { sed -nE 's/^.*\) (\S+ ){19}([0-9]+) .*/\2/p' "/proc/$1/stat" 2>/dev/null; }
 
@@ -253,19 +255,10 @@ run_server() {
     prepare server -- "$@"
     local number
     number=$(still_runs vpnd) && die "a server runs already (vpnd $number): end it first"
-    helper --undo # what a server that was killed left behind
-    rm -f "$HELPER_SOCKET"
     set_up_server
-    trap stop_server EXIT
+    trap 'stop vpnd' EXIT
     trap 'exit 0' INT TERM HUP
-    # setsid: Ctrl-C is for this script, which ends vpnd before the helper
-    PYTHONPATH=$HERE setsid "$HERE/.venv/bin/python" -P -m helper --socket "$HELPER_SOCKET" \
-        --run-dir "$HELPER_RUN" --policy "$ETC/helper.toml" &
-    remember helper $!
-    until [[ -S $HELPER_SOCKET ]]; do
-        still_runs helper >/dev/null || die "the helper ended: its last line above says why"
-        sleep 0.1
-    done
+    need_helper
     PYTHONPATH=$HERE PYTHONUNBUFFERED=1 setsid setpriv --reuid=pyvpn --regid=pyvpn \
         "${UNPRIVILEGED[@]}" -- "$HERE/.venv/bin/python" -P -m vpnd server \
         --config "$ETC/server.toml" --state-dir "$STATE" --run-dir "$RUN" \
@@ -274,14 +267,83 @@ run_server() {
     wait $! || die "vpnd ended with $?: its last line above says why"
 }
 
-set_up_server() {
-    local file
-    install -d -m 0755 "$ETC"
-    for file in server.toml helper.toml; do
-        [[ -e $ETC/$file ]] && continue
-        say "writing $ETC/$file (every option with its default)"
-        install -m 0644 "$HERE/etc/pyvpn/$file" "$ETC/$file"
+run_client() {
+    (($#)) || die "which server? ./run.sh client PROFILE, or client https://HOST[:PORT]"
+    need_root client
+    need_network_rights
+    prepare client -- "$@"
+    local profile=$1 name run number given=()
+    shift
+    name=$(client_name "$profile") || exit 2
+    readonly CLIENT=client-$name
+    run=${PYVPN_CLIENT_RUN:-/run/pyvpn-$CLIENT}
+    number=$(still_runs "$CLIENT") && die "this client runs already (vpnd $number): end it first"
+    set_up_file helper.toml
+    install -d -m 0755 -o pyvpn-client -g pyvpn-client "$run"
+    if [[ $profile != *://* ]]; then # opened here: it is root's, and vpnd is not root
+        local fd
+        exec {fd}<"$profile"
+        given=(--profile-fd "$fd")
+    fi
+    trap 'stop "$CLIENT"' EXIT
+    trap 'exit 0' INT TERM HUP
+    need_helper
+    # No setsid: vpnd may ask for a password on this terminal.
+    PYTHONPATH=$HERE PYTHONUNBUFFERED=1 setpriv --reuid=pyvpn-client --regid=pyvpn-client \
+        "${UNPRIVILEGED[@]}" -- "$HERE/.venv/bin/python" -P -m vpnd client "$profile" \
+        --run-dir "$run" --helper-socket "$HELPER_SOCKET" "${given[@]}" "$@" <&0 &
+    remember "$CLIENT" $!
+    wait $! || die "vpnd ended with $?: its last line above says why"
+}
+
+client_name() { # PROFILE: print the name it gives the client; one line and 2 when it is none
+    python - "$1" <<'PY'
+import sys
+from urllib.parse import urlsplit
+from vpnd.config.load_profile import device_name, load_profile
+from vpnd.errors import VpnError
+try:
+    url = "://" in sys.argv[1]
+    print(device_name(urlsplit(sys.argv[1]).hostname or "") if url else load_profile(sys.argv[1]).client.name)
+except (VpnError, ValueError) as exc:
+    sys.exit(f"run.sh: {exc}")
+PY
+}
+
+need_helper() { # one helper serves the server and all clients; it ends with the last of them
+    still_runs helper >/dev/null && return
+    helper --undo # what programs that were killed left behind
+    rm -f "$HELPER_SOCKET"
+    # setsid: Ctrl-C is for this script, which ends vpnd before the helper
+    PYTHONPATH=$HERE setsid "$HERE/.venv/bin/python" -P -m helper --socket "$HELPER_SOCKET" \
+        --run-dir "$HELPER_RUN" --policy "$ETC/helper.toml" &
+    remember helper $!
+    until [[ -S $HELPER_SOCKET ]]; do
+        still_runs helper >/dev/null || die "the helper ended: its last line above says why"
+        sleep 0.1
     done
+}
+
+remembered() { # print the names of the processes that were remembered, the helper's last
+    local file name
+    for file in "$HELPER_RUN".*.pid; do
+        name=${file#"$HELPER_RUN".}
+        name=${name%.pid}
+        [[ -e $file && $name != helper ]] && printf '%s\n' "$name"
+    done
+    printf 'helper\n'
+}
+
+set_up_file() { # NAME: write a sample where there is no file
+    [[ -e $ETC/$1 ]] && return
+    install -d -m 0755 "$ETC"
+    say "writing $ETC/$1 (every option with its default)"
+    install -m 0644 "$HERE/etc/pyvpn/$1" "$ETC/$1"
+}
+
+set_up_server() {
+    set_up_file server.toml
+    set_up_file helper.toml
     install -d -m 0700 -o pyvpn -g pyvpn "$STATE"
     install -d -m 0755 -o pyvpn -g pyvpn "$RUN"
     install -d -m 0700 -o pyvpn-ca -g pyvpn-ca "$CA"
@@ -328,17 +390,23 @@ print("openconnect", *(f"--servercert {pin}" for pin in pins), "--certificate NA
 PY
 }
 
-stop_server() {
+stop() { # NAME: end it, and the helper when nothing else needs it
     trap '' INT TERM HUP
-    end_process vpnd
+    end_process "$1"
+    local other
+    while read -r other; do
+        [[ $other != helper ]] && still_runs "$other" >/dev/null && return
+    done < <(remembered)
     end_process helper
     helper --undo || say "the network may not be as it was: ./run.sh clean"
 }
 
 run_clean() {
     prepare clean -- "$@"
-    end_process vpnd
-    end_process helper
+    local name
+    while read -r name; do
+        end_process "$name"
+    done < <(remembered)
     if [[ -e $DEMO ]]; then
         python -m tests.netns.teardown "$DEMO"
     fi
@@ -408,6 +476,7 @@ main() {
     demo) run_demo "$@" ;;
     test) run_tests "$@" ;;
     server) run_server "$@" ;;
+    client) run_client "$@" ;;
     vpnctl)
         ((EUID)) || prepare vpnctl -- "$@" # others than root use what root has prepared
         vpnctl "$@"
