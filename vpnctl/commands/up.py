@@ -44,6 +44,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", metavar="NAME", help="log in as this user")
     parser.add_argument("--script", type=Path, metavar="FILE", help="a vpnc-script")
     parser.add_argument("--helper-socket", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--log-dir", type=Path, default=LOGS, metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--pin", action="append", metavar="PIN", help="with a URL")
     parser.add_argument("--allow-tls12", action="store_true", help="with a URL")
     for name in ("--password-fd", "--otp-fd"):
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         argv += ["--profile-fd", str(fds[-1])]
     if args.foreground:
         return _become(argv, fds)
-    log = _open_log(LOGS if os.geteuid() == 0 else Path(run_dir), name)
+    log = args.log_dir.absolute() / f"client-{name}.log"
     return _start(argv, fds, name, log)
 
 
@@ -131,15 +134,15 @@ def _become(argv: list[str], fds: list[int]) -> int:
     os.execvpe(argv[0], argv, _environment())  # noqa: S606 - our own program, no shell
 
 
-def _start(argv: list[str], fds: list[int], name: str, log: int) -> int:
+def _start(argv: list[str], fds: list[int], name: str, log: Path) -> int:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with ours, theirs, os.fdopen(_open_log(log), "wb") as output_file:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 [*argv, "--prompt-fd", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output_file,
+                stderr=output_file,
                 pass_fds=[*fds, theirs.fileno()],
                 start_new_session=True,  # it outlives this terminal
                 cwd="/",
@@ -147,27 +150,25 @@ def _start(argv: list[str], fds: list[int], name: str, log: int) -> int:
             )
         except OSError as exc:
             raise VpnError(f"{argv[0]}: cannot be run ({exc.strerror})") from exc
-        finally:
-            os.close(log)
         theirs.close()
         try:
-            return _accompany(ours, process, name)
+            return _accompany(ours, process, name, log)
         except BaseException:
             process.terminate()
             process.wait()
             raise
 
 
-def _open_log(folder: Path, name: str) -> int:
+def _open_log(path: Path) -> int:
     try:
-        folder.mkdir(mode=0o755, exist_ok=True)
+        path.parent.mkdir(mode=0o755, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        return os.open(folder / f"client-{name}.log", flags, 0o640)
+        return os.open(path, flags, 0o640)
     except OSError as exc:
-        raise VpnError(f"{folder}: no log can be written ({exc.strerror}): use sudo") from exc
+        raise VpnError(f"{path}: no log can be written ({exc.strerror}): use sudo") from exc
 
 
-def _accompany(link: socket.socket, process: subprocess.Popen[bytes], name: str) -> int:
+def _accompany(link: socket.socket, process: subprocess.Popen[bytes], name: str, log: Path) -> int:
     """Answer the daemon's questions until it is connected or has ended."""
     with link.makefile("rb") as lines:
         while line := lines.readline(MAX_LINE):
@@ -185,7 +186,7 @@ def _accompany(link: socket.socket, process: subprocess.Popen[bytes], name: str)
                 shown = " ".join(filter(None, (said.get("state"), said.get("reason"))))
                 print(f"vpnctl: {output.clean(shown)} ...", file=sys.stderr)
     status = process.wait()
-    raise _Ended(f"client {name} ended: see {LOGS}/client-{name}.log", status or 1)
+    raise _Ended(f"client {name} ended: see {log}", status or 1)
 
 
 class _Ended(VpnError):
@@ -200,6 +201,9 @@ def _ask(said: dict[str, Any]) -> dict[str, Any]:
     """Return the person's answers to one form."""
     for line in str(said["prompt"]).splitlines():
         print(output.clean(line), file=sys.stderr)
+    if not sys.stdin.isatty():
+        print("vpnctl: no terminal to ask: use --password-fd or --otp-fd", file=sys.stderr)
+        return {"cancelled": True}
     values = {}
     try:
         for field in said["inputs"]:

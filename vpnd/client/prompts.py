@@ -136,6 +136,7 @@ class Answers:
             log.error(
                 "login needs an answer and nobody can be asked: use --password-fd or --otp-fd",
                 name=" ".join(field.name for field in asked),
+                reason=prompt.error,
             )
             return None
         message = "\n".join(filter(None, (prompt.error, prompt.message)))
