@@ -166,7 +166,7 @@ class Caller:
         if request.forwarding:
             settings = forwarding.wanted(versions, list(host.journals.values()))
         if request.keep_outside:
-            settings |= forwarding.loosened(journal.interface, list(host.journals.values()))
+            settings |= forwarding.loosened(list(host.journals.values()))
         surplus = [path for path in journal.claims if path not in settings]
         forwarding.release(journal, host.others(journal), surplus)
         forwarding.record(journal, host.others(journal), settings)

@@ -41,11 +41,11 @@ def wanted(versions: Collection[int], journals: Collection[Journal]) -> dict[str
     return settings | {ALL6: "1"}
 
 
-def loosened(interface: str, journals: Collection[Journal]) -> dict[str, str]:
-    """Return the settings under which packets of the user kept outside come in."""
+def loosened(journals: Collection[Journal]) -> dict[str, str]:
+    """Return the settings under which packets come in for a user (not root) kept outside."""
     held = {path for journal in journals for path in journal.claims}
     general = sysctl.read("ipv4/conf/all/rp_filter") or "0"
-    paths = [f"ipv4/conf/{name}/rp_filter" for name in (*links.uplinks().values(), interface)]
+    paths = [f"ipv4/conf/{name}/rp_filter" for name in links.uplinks().values()]
     return {
         path: LOOSE
         for path in paths

@@ -10,6 +10,7 @@ from helper.journal import Claim, Journal
 
 ETH0 = "ipv4/conf/eth0/forwarding"
 ALL6 = forwarding.ALL6
+RP_ALL, RP_ETH0 = "ipv4/conf/all/rp_filter", "ipv4/conf/eth0/rp_filter"
 
 
 @pytest.fixture
@@ -41,6 +42,43 @@ def test_a_claim_remembers_what_was_before_all_tunnels(
     assert settings()[ETH0] == "1"
     forwarding.release(second, [first], [ETH0])
     assert settings()[ETH0] == "0"
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "held", "expected"),
+    [
+        ("0", "0", False, {}),
+        ("0", "1", False, {RP_ETH0: "2"}),
+        ("1", "0", False, {RP_ETH0: "2"}),
+        ("2", "1", False, {}),  # the larger one holds
+        ("0", "2", False, {}),
+        ("0", "2", True, {RP_ETH0: "2"}),  # our own work: goes on being claimed
+    ],
+)
+def test_only_a_strict_source_check_is_loosened(
+    settings: Callable[..., dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    general: str,
+    own: str,
+    held: bool,
+    expected: dict[str, str],
+) -> None:
+    """Where there is none, a loose one would be stricter; where it is loose it stays."""
+    monkeypatch.setattr(forwarding.links, "uplinks", lambda: {2: "eth0"})
+    settings(**{RP_ALL: general, RP_ETH0: own})
+    journal = Journal("pyvpn11", 1, claims={RP_ETH0: Claim("1", "2")} if held else {})
+    assert forwarding.loosened([journal]) == expected
+
+
+def test_the_source_check_is_restored_on_a_router_too(
+    settings: Callable[..., dict[str, str]],
+) -> None:
+    """Only forwarding itself follows conf/all/forwarding."""
+    settings(**{RP_ETH0: "2", forwarding.ALL4: "1"})
+    journal = Journal("pyvpn10", 1, claims={RP_ETH0: Claim("1", "2")})
+    assert forwarding.guards(journal) == ()  # nor does it make the link a router
+    forwarding.release(journal, [], [RP_ETH0])
+    assert settings()[RP_ETH0] == "1"
 
 
 def test_what_is_as_wanted_already_is_not_claimed(

@@ -16,6 +16,7 @@ FULL = Journal(
     firewall="nftables",
     filter={"networks": ["10.8.0.0/24"], "masquerade": True},
     claims={"ipv6/conf/all/forwarding": Claim("0", "1", {"eth0": "1"})},
+    inner=["10.8.0.2", "fd00::2"],
 )
 
 

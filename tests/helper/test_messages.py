@@ -31,9 +31,19 @@ SOUND = [
     OpenTun(queues=4, tx_queue_len=500),
     OpenSockets((("0.0.0.0", 443), ("::", 443)), udp_per_address=4, buffer_bytes=1 << 20),
     SetLink(1400, ("10.8.0.1/24", "fd00::1/64"), ("10.9.0.0/16", "0.0.0.0/0"), forwarding=True),
+    SetLink(
+        1400,
+        ("10.8.0.2/32",),
+        ("0.0.0.0/0",),
+        forwarding=False,
+        exclude=("192.168.1.0/24",),
+        keep_outside=True,
+        block_ipv6=True,
+    ),
     SetFirewall(("10.8.0.0/24",), masquerade=True, clamp_mss=False, client_to_client=False),
     Undo(),
 ]
+KEPT: dict[str, Any] = {"keep_outside": True}
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -119,6 +129,13 @@ def test_interface_names_are_ours_alone(name: str) -> None:
         ({"addresses": ("10.8.0.1/24",) * 17}, "number of addresses 17"),
         ({"routes": ("10.9.0.1/16",)}, "host bits"),
         ({"routes": ("10.9.0.0/16",) * 4097}, "number of routes 4097"),
+        ({"exclude": ("10.9.0.0/16",)}, "for keep_outside only"),
+        ({"block_ipv6": True}, "for keep_outside only"),
+        (KEPT | {"exclude": ("10.9.0.0/16",) * 4097}, "number of routes 4097"),
+        (KEPT | {"exclude": ("10.9.0.1/16",)}, "host bits"),
+        (KEPT | {"exclude": ("fe80::/10",)}, "link-local"),
+        (KEPT | {"exclude": ("fd00::/64",)}, "fd00::/64 cannot be both inside and excluded"),
+        (KEPT | {"exclude": ("::/0",), "routes": ("::/0",)}, "::/0 cannot be both inside"),
     ],
 )
 def test_link_values_are_bounded(changes: dict[str, Any], reason: str) -> None:
@@ -131,6 +148,7 @@ def test_link_values_are_bounded(changes: dict[str, Any], reason: str) -> None:
 def test_small_mtu_is_for_ipv4_alone() -> None:
     """RFC 8200 section 5: IPv6 needs 1280."""
     SetLink(576, ("10.8.0.1/24",), (), forwarding=False)
+    SetLink(576, ("10.8.0.1/24",), (), False, exclude=("fd00::/8",), keep_outside=True)
 
 
 @pytest.mark.parametrize(

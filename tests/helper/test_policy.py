@@ -26,6 +26,12 @@ def link(*addresses: str, routes: tuple[str, ...] = ()) -> SetLink:
     return SetLink(1400, addresses, routes, forwarding=False)
 
 
+def full(*, block_ipv6: bool) -> SetLink:
+    addresses, routes = ("10.8.0.2/32",), ("10.0.0.0/8",)
+    excluded = {"exclude": ("198.51.100.0/24",), "keep_outside": True}
+    return SetLink(1400, addresses, routes, False, **excluded, block_ipv6=block_ipv6)
+
+
 def listen(port: int) -> OpenSockets:
     return OpenSockets((("::", port),), 1, 4096)
 
@@ -65,6 +71,7 @@ def test_the_built_in_policy_is_the_sample(tmp_path: Path) -> None:
         listen(65535),
         link("10.8.0.1/24", "fd12::1/64", routes=("192.168.0.0/16",)),
         rules("172.16.5.0/24", "100.64.0.0/24"),
+        full(block_ipv6=False),  # what is excluded needs no right: it stays as it was
     ],
     ids=str,
 )
@@ -82,6 +89,7 @@ def test_a_server_gets_what_a_server_needs(tmp_path: Path, request_: Request) ->
         (link("10.8.0.1/24", routes=("::/0",)), "default_route"),
         (link("10.8.0.1/24", routes=("0.0.0.0/1",)), "networks"),
         (rules("192.0.0.0/8"), "networks"),
+        (full(block_ipv6=True), "default_route"),
     ],
     ids=str,
 )

@@ -26,16 +26,17 @@ folder, adoption_s, forwarding.FORCE = Path(sys.argv[1]), float(sys.argv[2]), sy
 effects = itertools.count(1)
 
 def dying(effect):
-    def wrapped(*arguments):
+    def wrapped(*arguments, **named):
         if next(effects) == int(sys.argv[4]):
             os.kill(os.getpid(), signal.SIGKILL)
-        return effect(*arguments)
+        return effect(*arguments, **named)
     return wrapped
 
 sysctl.write, firewall_nft._run = dying(sysctl.write), dying(firewall_nft._run)
 journal.JournalDirectory.save = dying(journal.JournalDirectory.save)
 journal.JournalDirectory.remove = dying(journal.JournalDirectory.remove)
 link.undo, link.set_link = dying(link.undo), dying(link.set_link)
+link.getattr = lambda netlink, kind: dying(getattr(netlink, kind))  # each address, route, rule
 sys.exit(run(Namespace(
     socket=folder / "helper.sock", run_dir=folder / "run", policy=folder / "helper.toml",
     undo=False), adoption_s))
