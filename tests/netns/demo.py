@@ -1,4 +1,4 @@
-"""The demo: a stock openconnect reaches a web server through pyvpn, in three namespaces.
+"""The demo: stock openconnect and our own client reach a web server through pyvpn.
 
 python -m tests.netns.demo [--keep | --stop]       (`./run.sh demo` prepares what it needs)
 """
@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tests.netns.bed import CACHE, SERVER4, SERVER6, WEB4, WEB6, Bed
+from tests.netns.bed import CACHE, PORT, SERVER4, SERVER6, WEB4, WEB6, Bed
 from tests.netns.daemons import Daemons
 from tests.netns.namespace import Namespace
 from tests.netns.openconnect import OpenConnect
+from tests.netns.own_client import USER, OwnClient
 from tests.netns.process import BedError
 from tests.netns.teardown import take_down
 from tests.netns.web import fetch
@@ -44,7 +45,8 @@ class Steps:
 
 def demonstrate(bed: Bed) -> None:
     """Build everything and show that it works; BedError names the step that did not."""
-    steps, server = Steps(), Daemons(bed.server)
+    remotes = [f"{SERVER4}:{PORT}"]  # what the profiles of our own client say
+    steps, server = Steps(), Daemons(bed.server, {"server": {"remotes": remotes}})
     steps("network namespaces", bed.build, lambda _: f"client - internet - server {SERVER4}")
     steps("a web server in the internet", bed.start_web, lambda _: f"http://{WEB4}/")
     steps("certificate authority, server's keys", server.prepare, lambda _: "made")
@@ -79,7 +81,32 @@ def demonstrate(bed: Bed) -> None:
             partial(fetch_translated, bed.client, web, outer),
             lambda address: f"it saw {address}, the server",
         )
+    connect_own_client(steps, bed, server)
     print("\nvpnctl status\n", server.vpnctl("--table", "status").stdout, sep="\n", flush=True)
+
+
+def connect_own_client(steps: Steps, bed: Bed, server: Daemons) -> None:
+    """Connect the second client with pyvpn's own client, and change its keys."""
+    own, namespace = OwnClient(bed.clients[1]), bed.clients[1]
+    profiles = server.folder / "profiles"
+    server.vpnctl("client", "add", "laptop", "--output", str(profiles))
+    own.prepare()
+    own.start_helper()
+    steps(
+        "pyvpn's own client connects",
+        lambda: own.start(profiles / "laptop.toml"),
+        lambda started: f"pid {started.pid.number}, user {USER}",
+    )
+    steps(
+        f"fetch from {WEB4}, all traffic inside",
+        partial(fetch_translated, namespace, WEB4, SERVER4),
+        lambda address: f"it saw {address}, the server",
+    )
+    steps(
+        "vpnctl rotate-keys, on the server",
+        lambda: server.vpnctl("rotate-keys", "--user", "laptop").stdout,
+        lambda said: said.split("\t")[-1].strip(),
+    )
 
 
 def fetch_translated(client: Namespace, web: str, outer: str) -> str:
@@ -95,6 +122,7 @@ def how_to_enter(bed: Bed) -> str:
     folders = [f"--{name}-dir={FOLDER / name}" for name in ("run", "state", "ca")]
     return f"""The demo is kept. As root:
   enter the client    nsenter --net=/run/netns/{bed.client.name} bash
+  enter the other     nsenter --net=/run/netns/{bed.clients[1].name} bash
   enter the server    nsenter --net=/run/netns/{bed.server.name} bash
   the internet        nsenter --net=/run/netns/{bed.internet.name} bash
   ask the server      ./run.sh vpnctl {" ".join(folders)} status
@@ -107,7 +135,7 @@ def demo(*, keep: bool) -> int:
     if FOLDER.exists():
         print(f"a demo is up already ({FOLDER}): ./run.sh demo --stop ends it", file=sys.stderr)
         return 1
-    bed = Bed("pyvpn-demo", FOLDER)
+    bed = Bed("pyvpn-demo", FOLDER, clients=2)
     bed.make_folder()
     done = False
     try:

@@ -18,6 +18,9 @@ def _nobody_elses_demo() -> None:
         pytest.fail("a kept demo is up: ./run.sh demo --stop")
 
 
+PARTS = ("client", "client1", "internet", "server")
+
+
 def run_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [ROOT / "run.sh", *arguments],
@@ -39,6 +42,7 @@ def test_demo_shows_a_tunnel_and_leaves_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "it saw 203.0.113.2, the server" in done.stdout
     assert "it saw 2001:db8:2::2, the server" in done.stdout
+    assert "without a break" in done.stdout
     assert "DTLS" in done.stdout.partition("vpnctl status")[2]
     assert not namespaces()
     assert not FOLDER.exists()
@@ -50,7 +54,7 @@ def test_demo_is_kept_until_it_is_stopped() -> None:
         kept = run_sh("demo", "--keep")
         assert kept.returncode == 0, kept.stdout + kept.stderr
         assert "nsenter --net=/run/netns/pyvpn-demo-client" in kept.stdout
-        assert namespaces() == {f"pyvpn-demo-{part}" for part in ("client", "internet", "server")}
+        assert namespaces() == {f"pyvpn-demo-{part}" for part in PARTS}
         second = run_sh("demo")
         assert second.returncode == 1
         assert "./run.sh demo --stop" in second.stderr
