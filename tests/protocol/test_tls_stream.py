@@ -17,10 +17,8 @@ from vpnd.errors import ConfigError
 from vpnd.pki import keys
 from vpnd.protocol.tls_connection import MAX_NOTE, MAX_RECORD, TlsFailed
 from vpnd.protocol.tls_stream import TlsStream, server_context
-from vpnd.wire.tls_hello import key_exchange_group
 
 LABEL = b"EXPORTER-openconnect-psk"
-RETRY = "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
 
 
 @pytest.fixture
@@ -179,19 +177,6 @@ def test_the_group_is_named_on_both_library_generations(server: TlsStream) -> No
     ask = getattr(client.connection, "get_group_name", None)
     if ask is not None:
         assert server.group.lower() == ask().lower()
-
-
-def test_a_retry_request_names_no_group() -> None:
-    """It looks like a ServerHello, but asks a client that guessed wrong to choose again."""
-    hello = bytes.fromhex("1603030058 02000054 0303" + RETRY + "00 1301 00 0010")
-    assert key_exchange_group(hello + bytes(40)) == ""
-
-
-@given(st.binary(max_size=120))
-def test_the_group_of_arbitrary_bytes_is_empty_or_a_name(data: bytes) -> None:
-    """Our own bytes, but a new library may write them in another way: it must not end us."""
-    for start in (b"", b"\x16\x03\x03\x00\x5a\x02\x00\x00\x56\x03\x03"):
-        assert isinstance(key_exchange_group(start + data), str)
 
 
 def test_one_record_comes_out_as_one_item(server: TlsStream) -> None:

@@ -135,7 +135,7 @@ class ClientChannel:
         """Say whether the next request, waiting already or not, needs another connection."""
         if self.state in {State.OPEN, State.ENDED}:
             return False
-        return self._waiting is not None or self._is_used_up()
+        return self._waiting is not None or (not self._http.is_waiting and self._is_used_up())
 
     def _is_used_up(self) -> bool:
         wants_other = self._login is not None and self._login.wants_new_connection
