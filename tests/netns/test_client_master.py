@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,13 @@ class Host(HelperHost):
 
     def vpnctl(self, *arguments: str) -> str:
         at = ("--run-dir", str(self.run_folder))
-        return self.host.run(*PYTHON, "vpnctl", *at, *arguments).stdout
+        return self.host.run(*PYTHON, "vpnctl", *at, *arguments, check=False).stdout
+
+    def to(self, address: str, uid: int = 0) -> str:
+        """Return the link over which a user reaches an address."""
+        argv = ("ip", "-j", "route", "get", address, "uid", str(uid))
+        link: str = json.loads(self.host.run(*argv).stdout)[0]["dev"]
+        return link
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = json.loads(self.vpnctl("--json", "status"))
@@ -113,11 +120,8 @@ def test_what_the_server_gives_is_set_up_shown_and_taken_back(host: Host) -> Non
     (link,) = json.loads(shown)
     assert link["mtu"] == 1400
     assert [a["local"] for a in link["addr_info"] if a["family"] == "inet"] == ["10.8.0.2"]
-    to = host.host.run("ip", "-j", "route", "get", "203.0.113.9", "uid", "0").stdout
-    assert json.loads(to)[0]["dev"] == "pyvpn10"
-    outside = str(pwd.getpwnam(USER).pw_uid)
-    to = host.host.run("ip", "-j", "route", "get", "203.0.113.9", "uid", outside).stdout
-    assert json.loads(to)[0]["dev"] == "eth0"
+    assert host.to("203.0.113.9") == "pyvpn10"
+    assert host.to("203.0.113.9", pwd.getpwnam(USER).pw_uid) == "eth0"
     status = host.status()
     assert (status["role"], status["state"]) == ("client", "up")
     assert status["interface"] == "pyvpn10"
@@ -136,3 +140,142 @@ def test_vpnctl_can_end_it(host: Host) -> None:
     host.vpnctl("down")
     assert vpnd.wait(WAIT_S) == 0
     assert "disconnected by vpnctl" in vpnd.text()
+
+
+HOSTILE = f"""
+up = {LINK_UP.strip()}
+from dataclasses import replace
+for changes in (
+    dict(address4="198.51.100.1"),
+    dict(address4="192.0.2.2"),
+    dict(address4="127.0.0.1"),
+    dict(address4="10.8.0.2; reboot"),
+    dict(split_include=["10.0.0.0/8"] * 10000),
+):
+    reply = await ask(replace(up, **changes))
+    assert reply.refusal, changes
+reply = await ask(replace(
+    up, mtu=65535, banner="a\\x1b[2Jb", default_domain="x\\ny",
+    split_include=["127.0.0.0/8", "198.51.100.0/24", "192.0.2.2/32", "10.9.0.0/16", "junk"],
+))
+assert reply.refusal == "", reply
+tell(ClientState("connected", "", "192.0.2.2", 1, 0.0))
+"""
+
+
+def test_a_hostile_server_gets_what_is_its_own(host: Host) -> None:
+    """This host's addresses, its networks, the gateway, loopback: refused with a reason."""
+    vpnd = host.client(HOSTILE)
+    vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
+    connection = host.status()["client"]
+    assert connection["routes"] == ["10.8.0.0/24", "10.9.0.0/16"]
+    told = "\n".join(connection["refused"])
+    for text in ("MTU 65535", "127.0.0.0/8", "198.51.100.0/24", "192.0.2.2/32", "junk"):
+        assert text in told
+    assert host.to("198.51.100.2") == "eth1"
+    assert host.to("10.9.1.1") == "pyvpn10"
+    assert "\x1b" not in vpnd.text()
+    assert vpnd.stop() == 0
+
+
+def test_what_was_to_go_inside_waits_while_there_is_no_server(host: Host) -> None:
+    """Neither a lost connection nor a dead worker opens the way past the tunnel."""
+    lost = 'tell(ClientState("reconnecting", "no answer", "192.0.2.2", 1, 0.0))\n'
+    vpnd = host.client(CONNECT + lost)
+    vpnd.wait_for("INFO reconnecting", timeout_s=WAIT_S)
+    status = host.status()
+    assert status["state"] == "down"
+    assert status["client"]["reason"] == "no answer"
+    assert host.to("203.0.113.9") == "pyvpn10"
+    shown = host.host.run("pgrep", "-P", str(vpnd.pid.number), check=False).stdout.split()
+    for pid in shown:
+        os.kill(int(pid), signal.SIGKILL)
+    vpnd.wait_for("worker died", timeout_s=WAIT_S)
+    assert host.to("203.0.113.9") == "pyvpn10"
+    assert vpnd.stop() == 0
+
+
+def test_kill_9_of_vpnd_is_undone_by_the_helper(host: Host) -> None:
+    """The connection stands for the state: without vpnd there is no tunnel to wait for."""
+    vpnd = host.client(CONNECT)
+    vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
+    vpnd.kill()
+    host.helper.wait_until(
+        lambda: None if host.journals() else True,
+        watched=host.run_dir,
+        what="an empty journal",
+        timeout_s=WAIT_S,
+    )
+
+
+def test_a_helper_that_was_killed_is_asked_again(host: Host) -> None:
+    """Traffic goes on meanwhile; afterwards the new one knows what to undo."""
+    vpnd = host.client(CONNECT)
+    vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
+    host.helper.kill()
+    assert host.to("203.0.113.9") == "pyvpn10"
+    host.start()
+    vpnd.wait_for("helper is back", timeout_s=WAIT_S)
+    assert host.to("203.0.113.9") == "pyvpn10"
+    assert vpnd.stop() == 0
+
+
+def test_an_end_that_the_server_means_ends_the_program(host: Host) -> None:
+    """With the reason and the exit status that the worker gives."""
+    vpnd = host.client(CONNECT + 'tell(Ended("your certificate is revoked", 1))\n')
+    assert vpnd.wait(WAIT_S) == 1
+    assert "revoked" in vpnd.text()
+
+
+def test_a_wrong_password_and_then_a_right_one_from_a_descriptor(host: Host) -> None:
+    """Neither reaches the log, nor the environment and arguments of any process."""
+    scene = """
+fields = [FormInput("username", "text", "User"), FormInput("password", "password", "Password")]
+reply = await ask(Prompt("Log in", None, fields))
+assert reply.values == {"username": "bob", "password": "wrong-one"}, "first"
+reply = await ask(Prompt("Log in", "Login failed", fields[1:]))
+assert reply.values == {"password": "right-one"}, "second"
+"""
+    secrets = b"wrong-one\nright-one\n"
+    arguments = ("--password-fd", "0", "--user", "bob")
+    vpnd = host.client(scene + CONNECT, *arguments, stdin=secrets)
+    vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
+    for pid in (
+        str(vpnd.pid.number),
+        *host.host.run("pgrep", "-P", str(vpnd.pid.number)).stdout.split(),
+    ):
+        for name in ("cmdline", "environ"):
+            assert b"-one" not in Path(f"/proc/{pid}/{name}").read_bytes()
+    assert "-one" not in vpnd.text()
+    assert vpnd.stop() == 0
+
+
+def test_two_clients_have_interfaces_of_their_own(host: Host) -> None:
+    """The first that is free, unless the profile says which."""
+    first = host.client("")
+    first.wait_for("vpnd is ready.*pyvpn10", timeout_s=WAIT_S)
+    other = host.folder / "other"
+    other.mkdir()
+    shutil.chown(other, USER)
+    second = host.client("", "--run-dir", str(other))
+    second.wait_for("vpnd is ready.*pyvpn11", timeout_s=WAIT_S)
+    third = host.client("", "--interface", "pyvpn11", "--run-dir", str(other))
+    assert third.wait(WAIT_S) == 1
+    assert first.stop() == second.stop() == 0
+
+
+def test_a_script_replaces_the_helper_for_addresses_and_routes(host: Host) -> None:
+    """It gets the environment; the helper makes the interface and nothing more."""
+    out = host.folder / "client" / "out"
+    script = host.folder / "script"
+    script.write_text(f'#!/bin/sh\necho "$reason $TUNDEV $INTERNAL_IP4_ADDRESS" >>{out}\n')
+    script.chmod(0o755)
+    vpnd = host.client(CONNECT, "--script", str(script))
+    vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
+    assert host.to("203.0.113.9") == "eth0"
+    assert vpnd.stop() == 0
+    assert out.read_text().splitlines() == [
+        "pre-init pyvpn10 ",
+        "connect pyvpn10 10.8.0.2",
+        "disconnect pyvpn10 10.8.0.2",
+    ]
