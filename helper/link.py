@@ -27,11 +27,11 @@ Thing = tuple[str, tuple[tuple[str, Any], ...]]  # a method of IPRoute, and argu
 
 
 def undo(journal: Journal) -> None:
-    """Take away the rules, and the interface, unless it is gone or another one of that name."""
+    """Take away the interface, unless it is gone or another one of that name, and the rules."""
     with IPRoute() as netlink:
-        _reconcile(netlink, _ways(netlink, journal), set())
         if list(netlink.link_lookup(ifname=journal.interface)) == [journal.link_index]:
-            netlink.link("del", index=journal.link_index)
+            netlink.link("del", index=journal.link_index)  # most routes go with it
+        _reconcile(netlink, _ways(netlink, journal), set())
     journal.link_index = None
 
 
