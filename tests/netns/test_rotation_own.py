@@ -1,0 +1,60 @@
+"""Our own client changes its keys while packets flow: not one is lost."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.netns.bed import PORT, SERVER4
+from tests.netns.numbered import Stream, serve_numbered
+from tests.netns.own_client import OwnClient
+from tests.netns.site import Site
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+STREAM_S = 8.0  # two rotations, and the end of the first overlap
+NOTHING = {"lost": 0, "twice": 0}
+
+
+def connected(site: Site) -> OwnClient:
+    folder = site.daemons.folder / "profiles"
+    site.daemons.vpnctl("client", "add", "alice", "--output", str(folder))
+    own = OwnClient(site.bed.client)
+    own.prepare()
+    own.start_helper()
+    own.start(Path(folder / "alice.toml"))
+    return own
+
+
+def rotate(site: Site) -> dict[str, Any]:
+    said = site.daemons.vpnctl("--json", "rotate-keys", "--all", check=False)
+    (rotation,) = json.loads(said.stdout)["rotations"]
+    result: dict[str, Any] = rotation
+    return result
+
+
+@pytest.mark.parametrize("dtls", [True, False])
+def test_no_packet_is_lost(make_site: Callable[..., Site], dtls: bool) -> None:
+    """Neither by UDP nor by TLS, in either direction; the session stays what it was."""
+    remotes = {"remotes": [f"{SERVER4}:{PORT}"]}
+    site = make_site(config={"server": remotes, "dtls": {"enabled": dtls}})
+    own = connected(site)
+    serve_numbered(site.bed.server, site.gateway4)
+    channel = "DTLS" if dtls else "TLS"
+    while site.channel("alice") != channel:  # UDP may come up a moment after TLS
+        pass
+    before = site.session("alice")
+    stream = Stream.start(site.bed.client, site.gateway4, seconds=STREAM_S)
+    for _ in range(2):
+        rotation = rotate(site)
+        assert rotation["rotated"], rotation
+        assert rotation["overlapped"]
+    assert stream.finish() == {"up": NOTHING, "down": NOTHING}
+    after = site.session("alice")
+    for kept in ("id", "address4", "address6", "connected_at"):
+        assert after[kept] == before[kept]
+    assert after["channel"] == channel
+    assert after["outer"] != before["outer"]
+    assert after["rx_packets"] > before["rx_packets"] + STREAM_S * 1000
+    own.stop()
