@@ -7,7 +7,8 @@ import pytest
 
 from tests.ipc.caller import STRANGER, as_user, needs_root
 from tests.ipc.memory_backend import SESSION, STATUS
-from tests.vpnctl.program import Daemon
+from tests.vpnctl.program import Daemon, vpnctl
+from vpnctl import daemons
 from vpnctl.commands.rotate_keys import CONNECTIONS
 from vpnd.ipc.api import KeyRotation, SessionStatus
 
@@ -75,6 +76,26 @@ def test_a_client_has_one_session_and_needs_no_name(daemon: Daemon) -> None:
     sessions(daemon, replace(SESSION, id=""), role="client")
     assert daemon.vpnctl("rotate-keys").returncode == 0
     assert daemon.backend.rotated == [""]
+
+
+def test_a_client_that_is_not_connected_is_an_error(daemon: Daemon) -> None:
+    """Nothing done must not look like success."""
+    sessions(daemon, role="client")
+    done = daemon.vpnctl("rotate-keys")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not connected" in done.stderr
+
+
+def test_a_client_is_named_as_for_other_commands(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run directory is beside the server's."""
+    sessions(daemon, replace(SESSION, id=""), role="client")
+    monkeypatch.setattr(daemons, "SERVER_RUN_DIR", daemon.run_dir / "pyvpn-server")
+    (daemon.run_dir / "pyvpn-client-alice").symlink_to(daemon.run_dir)
+    assert vpnctl("rotate-keys", "--client", "alice").returncode == 0
+    assert daemon.backend.rotated == [""]
+    assert vpnctl("rotate-keys", "--client", "../x").returncode == 2
 
 
 def test_the_report_says_who_could_not_and_why(daemon: Daemon) -> None:

@@ -7,9 +7,9 @@ interrupted command asks for no more.
 import argparse
 import sys
 
-from vpnctl import output
+from vpnctl import daemons, output
 from vpnctl.connection import DaemonProxy, NotPermitted, Refused, call, call_for_each
-from vpnd.errors import ConfigError
+from vpnd.errors import ConfigError, VpnError
 from vpnd.ipc.api import ADMIN_GROUP, KeyRotation, NotFound, SessionStatus, Status
 
 NAME = "rotate-keys"
@@ -26,10 +26,12 @@ def register(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--session", metavar="ID", help="one session; `vpnctl --json` shows its id")
     which.add_argument("--user", metavar="NAME", help="all sessions of a user")
     which.add_argument("--all", action="store_true", help="all sessions")
+    which.add_argument("--client", metavar="NAME", help="of the client NAME that is up here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Rotate and report; 1 where a session got no new keys.  Raises VpnError."""
+    args = daemons.meant(args, args.client)
     chosen = _chosen(args, call(args, lambda daemon: daemon.get_status()))
     rotations: list[KeyRotation] = []
 
@@ -56,6 +58,8 @@ def _chosen(args: argparse.Namespace, status: Status) -> list[SessionStatus]:
         return found
     if args.user is not None:
         return [each for each in status.sessions if each.user == args.user]
+    if status.role == "client" and not status.sessions:
+        raise VpnError("the client is not connected; it gets new keys when it connects")
     if args.all or status.role == "client":  # a client has one
         return status.sessions
     raise ConfigError("say whose keys: --session ID, --user NAME or --all")
