@@ -9,6 +9,7 @@ of either.  It never gives up by itself while `reconnect_timeout_s` allows.
 """
 
 import asyncio
+import os
 import random
 import socket
 import time
@@ -165,7 +166,7 @@ class ClientWorker:
                 self._end(str(exc), exc.exit_status)
                 return
             except (VpnError, OSError, TimeoutError) as exc:
-                reason = str(exc) or "no answer in time"
+                reason = explain(exc, self._used.host if self._used else "")
                 limit = self._settings.reconnect_timeout_s
                 if limit and time.monotonic() - lost_at > limit:
                     self._end(f"not connected within {limit} s: {reason}", 1)
@@ -519,6 +520,15 @@ class ClientWorker:
             OffloadStatus("UDP GSO", udp.gso, udp.gso_reason),
             OffloadStatus("UDP GRO", udp.gro, reason),
         ]
+
+
+def explain(trouble: Exception, host: str) -> str:
+    """Return why a try to reach `host` failed, for a person."""
+    if isinstance(trouble, socket.gaierror):
+        return f"the name {host} is not resolved: {trouble.strerror}"
+    if isinstance(trouble, OSError) and trouble.errno:
+        return os.strerror(trouble.errno)
+    return str(trouble) or "no answer in time"
 
 
 def can_bind(address: str) -> bool:
