@@ -77,6 +77,7 @@ class Client:
         self._relay = relay
         self._network = Network(config.helper.socket, config.network.interface)
         self._script: Script | None = None
+        self._trouble = ""  # why there is no connection, as it was logged last
         self._watch: NetworkWatch | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._tun = -1
@@ -259,32 +260,40 @@ class Client:
             address=up.remote,
             count=len(link.routes),
         )
+        if any(route.endswith("/0") for route in link.routes):
+            log.event(
+                "networks of this host are inside too; network.exclude leaves them outside",
+                address=" ".join(self._network.own_addresses()),
+            )
         if up.dns:
             log.event("DNS servers of the tunnel, not put in use", address=" ".join(up.dns))
         if up.banner:
             log.event("the server greets", name=up.banner)
 
     async def _on_state(self, state: ClientState) -> None:
-        before = self._admin.state
-        self._admin.state = state
-        fields: dict[str, Any] = {
-            "state": state.state,
-            "address": state.remote,
-            "attempt": state.attempt,
-            "reason": state.reason,
-        }
+        before, self._admin.state = self._admin.state, state
+        self._log_state(state, before)
         if state.state == "connected":
             self._answers.accepted()
-            log.event("connected", address=state.remote, interface=self._network.interface)
-        elif state.state != "waiting" and (before is None or before.state != state.state):
-            log.event(state.state, **fields)  # why a try failed is the worker's to say
         if state.state == "logging-in":
             self._answers.begin()
-        if self._script is not None and state.state == "reconnecting":
+        if self._script is not None and state.state == "reconnecting" and state.attempt == 1:
             await self._script.reconnecting()
         systemd.status(f"{state.state} {state.remote} {state.reason}".strip())
         if self._relay is not None:
             self._relay.tell(state=state.state, reason=state.reason, remote=state.remote)
+
+    def _log_state(self, state: ClientState, before: ClientState | None) -> None:
+        """Log what is new: not each of a thousand tries that fail for the same reason."""
+        if state.state == "connected":
+            self._trouble = ""
+            log.event("connected", address=state.remote, interface=self._network.interface)
+        elif state.state == "waiting":
+            if state.reason != self._trouble:
+                self._trouble = state.reason
+                log.warning("waiting", address=state.remote, reason=state.reason)
+        elif state.attempt <= 1 and (before is None or before.state != state.state):
+            log.event(state.state, address=state.remote, reason=state.reason)
 
     def _on_worker_gone(self) -> None:
         if not self._outcome.done():

@@ -262,7 +262,8 @@ def _check_together(path: Path, config: ClientConfig) -> None:
 
 def _check_pem(tls: ClientTlsOptions) -> None:
     """Raise BadValue unless OpenSSL will take what stands in the file."""
-    for key, text in (("ca", tls.ca), ("certificate", tls.certificate)):
+    own_ca = tls.ca if len(tls.ca) <= MAX_PEM else ""  # the system's is not ours to complain of
+    for key, text in (("ca", own_ca), ("certificate", tls.certificate)):
         try:
             found = x509.load_pem_x509_certificates(text.encode()) if text else []
         except ValueError:
