@@ -203,6 +203,16 @@ def test_a_flood_of_datagrams_ends_the_handshake(client: DtlsClientHandshake) ->
     assert client.keys is None
 
 
+def test_packets_before_the_end_of_the_handshake_do_not_count(
+    client: DtlsClientHandshake, server: DtlsHandshake
+) -> None:
+    """A server whose last flight was lost sends them already, a hundred a millisecond."""
+    for _ in range(10 * MAX_DATAGRAMS):
+        client.receive(bytes.fromhex("17 fefd 0001 000000000001 0010") + bytes(16), 0.0)
+    finish(client, server)
+    assert client.keys == server.keys
+
+
 def test_a_server_that_refuses_is_heard(client: DtlsClientHandshake) -> None:
     """A fatal alert in clear: anybody can forge it, and all it costs is this attempt."""
     with pytest.raises(HandshakeFailed):

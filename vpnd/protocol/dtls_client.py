@@ -28,7 +28,7 @@ from vpnd.protocol.dtls_handshake import (
     ssl_address,
 )
 from vpnd.wire.dtls_hello import APP_ID_EXTENSION, MAX_APP_ID
-from vpnd.wire.dtls_record import SUITES
+from vpnd.wire.dtls_record import APPLICATION_DATA, SUITES
 
 IDENTITY = b"psk\0"  # as stock clients; no server looks at it
 MAX_DATAGRAMS = 64  # taken per handshake; a good one needs two, each costs OpenSSL work
@@ -150,9 +150,11 @@ class DtlsClientHandshake:
         Raises HandshakeFailed when this handshake can never complete; the session's other
         channels are not touched.
         """
-        self._taken += 1
         if self._connection is None or not datagram:  # the library takes no empty write
             return
+        if datagram[0] == APPLICATION_DATA:  # the server was done first: many, and of no use yet
+            return
+        self._taken += 1
         if self._taken > MAX_DATAGRAMS:
             self.close()
             raise HandshakeFailed(f"more than {MAX_DATAGRAMS} datagrams in one DTLS handshake")
