@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpnd.worker.admission import Admission
 from vpnd.worker.messages import Start
-from vpnd.worker.streams import Admission, network_of
 
 LIMITS = Start(
     tcp_listeners=1,
@@ -67,21 +67,6 @@ def test_the_numbers_are_those_of_a_plain_list(steps: list[tuple[bool, str, bool
     for gone, pending in inside:
         admission.leave(gone, pending=pending)
     assert (admission.total, admission.pending, dict(admission._per_network)) == (0, 0, {})
-
-
-@pytest.mark.parametrize(
-    ("host", "network"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_an_ipv6_host_counts_by_its_64(host: str, network: str) -> None:
-    """Anybody with one has 2^64 addresses."""
-    assert network_of(host) == network
 
 
 def test_a_flood_of_refusals_is_a_line_a_second(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,17 +6,15 @@ the master, keeps the limits, and decides nothing itself.
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
 from typing import Protocol, cast
 
 from OpenSSL import SSL
 
 from vpnd import log
 from vpnd.auth.contract import CertificateFacts
+from vpnd.auth.hasher import source
 from vpnd.dataplane.peer import Peer
 from vpnd.errors import Malformed, RemoteProtocolError
 from vpnd.pki.certificates import parse_client_identity, serial_text
@@ -26,6 +24,7 @@ from vpnd.protocol.tls_stream import TlsStream
 from vpnd.wire import cstp
 from vpnd.wire.auth_messages import AuthForm, Input
 from vpnd.wire.cstp import PacketType
+from vpnd.worker.admission import TOO_MANY_LOGINS, Admission
 from vpnd.worker.control import ControlChannel, PeerGone
 from vpnd.worker.messages import LoginQuery, LoginReply, OpenQuery, OpenReply, Start
 from vpnd.worker.tunnel import Tunnel
@@ -34,76 +33,8 @@ HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake
 CLOSE_TIMEOUT = 2.0  # seconds for the last bytes to leave before the connection is cut
 MAX_EARLY = 256 * 1024  # bytes of a TLS handshake that may wait: one read of the event loop
 MAX_BACKLOG = 1024 * 1024  # bytes of ciphertext a client may leave unread before it is cut off
-REFUSAL_INTERVAL = 1.0  # seconds between two log lines of one reason: floods must not fill it
-TOO_MANY_LOGINS = "too many logins at once"
 GAVE_WAY = "too many logins at once, this address had most"
 _BUSY = "the service is busy, try again in a moment"
-
-
-@dataclass(slots=True)
-class Admission:
-    """How many connections there are; every number has a limit from the configuration."""
-
-    limits: Start
-    total: int = 0
-    pending: int = 0
-    """Connections without an open tunnel."""
-    logins: "dict[str, dict[ClientConnection, None]]" = field(default_factory=dict)
-    """Those connections by client address, the oldest first."""
-    _per_network: Counter[str] = field(default_factory=Counter)
-    _untold: Counter[str] = field(default_factory=Counter)
-    _told_at: dict[str, float] = field(default_factory=dict)
-
-    def make_room(self, network: str) -> bool:
-        """Cut off the oldest login of the address that has most, unless `network` has as many.
-
-        Two addresses with idle connections would otherwise keep everybody out.
-        """
-        busiest = max(self.logins.values(), key=len, default={})
-        if len(busiest) <= len(self.logins.get(network, ())):
-            return False
-        next(iter(busiest)).give_way()
-        return True
-
-    def refusal(self, network: str) -> str:
-        """Return why one more connection from there is too many, or nothing."""
-        if self.total >= self.limits.connections:
-            return "too many connections"
-        if self._per_network[network] >= self.limits.connections_per_address:
-            return "too many connections from this address"
-        if self.pending >= self.limits.handshakes_pending:
-            return TOO_MANY_LOGINS
-        return ""
-
-    def tell_refusal(self, address: str, reason: str, now: float) -> None:
-        """Log that a connection was refused; in a flood one line stands for `count` of them."""
-        self._untold[reason] += 1
-        if now >= self._told_at.get(reason, now - REFUSAL_INTERVAL) + REFUSAL_INTERVAL:
-            self._told_at[reason] = now
-            count = self._untold.pop(reason)
-            log.event("connection refused", address=address, reason=reason, count=count)
-
-    def enter(self, network: str) -> None:
-        self.total += 1
-        self.pending += 1
-        self._per_network[network] += 1
-
-    def leave(self, network: str, *, pending: bool) -> None:
-        self.total -= 1
-        self.pending -= pending
-        self._per_network[network] -= 1
-        if not self._per_network[network]:
-            del self._per_network[network]
-
-
-def network_of(host: str) -> str:
-    """Return what counts as one client address: an IPv4 address or an IPv6 /64."""
-    address = ip_address(host.partition("%")[0])
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped:
-            return str(address.ipv4_mapped)
-        return f"{IPv6Address(int(address) >> 64 << 64)}/64"
-    return host
 
 
 class TunnelHost(Protocol):
@@ -168,7 +99,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self.address = transport.get_extra_info("peername")[:2]
         self.outer_ipv6 = ":" in self.address[0]
-        self._network = network_of(self.address[0])
+        self._network = source(self.address[0])
         admission = self._host.admission
         refusal = admission.refusal(self._network)
         if refusal and not (refusal == TOO_MANY_LOGINS and admission.make_room(self._network)):

@@ -34,6 +34,7 @@ from vpnd.protocol.path_mtu import tunnel_mtu
 from vpnd.protocol.tls_stream import server_context
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.tunnel_params import MIN_IPV6_MTU, DtlsParams, TunnelParams
+from vpnd.worker.admission import Admission
 from vpnd.worker.control import TUN_GONE, ControlChannel
 from vpnd.worker.datagrams import Datagrams
 from vpnd.worker.messages import (
@@ -53,7 +54,7 @@ from vpnd.worker.messages import (
     TunnelTakesOver,
 )
 from vpnd.worker.overlap import Overlaps
-from vpnd.worker.streams import Admission, ClientConnection, connection_factory
+from vpnd.worker.streams import ClientConnection, connection_factory
 from vpnd.worker.tunnel import Tunnel
 from vpnd.worker.turns import Turns
 
