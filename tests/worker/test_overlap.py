@@ -9,15 +9,16 @@ import pytest
 
 from tests.dataplane.wiring import INTERNET4, PLAIN, tcp
 from tests.protocol.authority import TestSite
-from tests.worker.gateway import Device, Gateway
+from tests.worker.gateway import Channel, Device, Gateway
 from tests.worker.site import GRANTED, WAIT, Bench, Remote, running
 from vpnd.dataplane import counters
 from vpnd.protocol.liveness import Liveness
 from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
+from vpnd.wire.dtls_record import MAX_RECORDS, RecordSealer
 from vpnd.worker.messages import AskRekey, EndTunnel, OpenQuery, OpenReply, TunnelTakesOver
 from vpnd.worker.overlap import MAX_OVERLAP
-from vpnd.worker.tunnel import REKEY, Tunnel
+from vpnd.worker.tunnel import REKEY, REKEY_AGAIN, REKEY_BELOW, Tunnel
 
 OURS = bytes((10, 8, 0, 7))  # the session's address, on whichever tunnel
 LEAVES = cstp.encode(PacketType.DISCONNECT, bytes([cstp.RECONNECTING]))
@@ -355,6 +356,26 @@ def test_a_forged_record_moves_nothing(gateway: Gateway) -> None:
     back = tcp(INTERNET4, old.peer.address4, 100).build()
     gateway.to_tun(PLAIN + back)
     assert before.payloads() == [b"\0" + back]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_keys_that_are_nearly_used_up_are_changed_in_time(gateway: Gateway, is_own: bool) -> None:
+    """The client counts what it seals, not what we do; a download would end on TLS."""
+    tunnel, device = connected(gateway)
+    tunnel.is_own = is_own
+    channel = tunnel.channel
+    assert isinstance(channel, Channel)
+    tunnel.watch_keys(gateway.now)
+    assert channel.sent == []
+    assert tunnel.peer.dtls is not None
+    keys = device.openssl.keys()
+    tunnel.peer.dtls.sealer = RecordSealer(
+        keys.suite, keys.server, first_sequence=MAX_RECORDS - REKEY_BELOW + 1
+    )
+    for now in (0.0, 1.0, REKEY_AGAIN, REKEY_AGAIN + 1):
+        tunnel.watch_keys(gateway.now + now)
+    question = cstp.encode(PacketType.DPD_REQUEST, REKEY)
+    assert channel.sent == ([question] * 2 if is_own else [])
 
 
 def test_new_keys_do_not_make_an_idle_session_busy() -> None:

@@ -12,6 +12,8 @@ from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
 
 REKEY = b"pyvpn-rekey"  # payload of a DPD request that asks a client of ours to change its keys
+REKEY_BELOW = 1 << 24  # records left; a minute at 3 Gbit/s
+REKEY_AGAIN = 10.0  # seconds between two such questions
 
 
 class TlsChannel(Protocol):
@@ -46,7 +48,7 @@ class Tunnel:
     """DTLS handshakes under way."""
     is_own: bool = False
     """The client is one of our own."""
-    rekey_asked: bool = False
+    rekey_asked_at: float = -REKEY_AGAIN
     serving: bool = True
     """Packets to the client go this way.  Of the two tunnels of a session that changes its keys
     one does; what the client sends is taken on both."""
@@ -57,11 +59,19 @@ class Tunnel:
             cstp.encode(PacketType.DISCONNECT, bytes([cstp.USER_LOGOUT]) + reason.encode())
         )
 
-    def ask_rekey(self) -> None:
-        """Ask the client, if it is one of our own, to change its keys: once."""
-        if self.is_own and not self.rekey_asked:
-            self.rekey_asked = True
+    def ask_rekey(self, now: float) -> None:
+        """Ask the client, if it is one of our own, to change its keys."""
+        if self.is_own:
+            self.rekey_asked_at = now
             self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST, REKEY))
+
+    def watch_keys(self, now: float) -> None:
+        """Ask for other keys in time when ours have sealed nearly as much as they may."""
+        path = self.peer.dtls
+        if path is None or path.sealer.records_left >= REKEY_BELOW:
+            return
+        if now - self.rekey_asked_at >= REKEY_AGAIN:
+            self.ask_rekey(now)
 
     def ask_tls(self) -> None:
         self.channel.send_control(cstp.encode(PacketType.DPD_REQUEST))

@@ -60,7 +60,6 @@ from vpnd.worker.turns import Turns
 
 TICK = 0.5  # seconds between two looks at the clocks of all sessions
 BACKLOG = 512  # connections that may wait to be accepted; asyncio takes so many in one turn
-REKEY_BELOW = 1 << 20  # records left; minutes at full speed for the client to change its keys
 APP_ID_SIZE = 32  # bytes; the longest a ClientHello's session id can carry
 
 
@@ -280,9 +279,7 @@ class Worker:
         if not tunnel.serving:  # its time is bounded already
             return
         peer = tunnel.peer
-        path = peer.dtls
-        if path is not None and path.sealer.records_left < REKEY_BELOW:
-            tunnel.ask_rekey()
+        tunnel.watch_keys(now)
         for action in peer.liveness.expire(now, dtls_active=peer.dtls_active):
             self._act(tunnel, action)
 
@@ -319,8 +316,7 @@ class Worker:
         elif isinstance(message, AskRekey):
             tunnel = self._tunnels.get(message.tunnel)
             if tunnel is not None:
-                tunnel.rekey_asked = False  # the operator may ask again
-                tunnel.ask_rekey()
+                tunnel.ask_rekey(self.now())
         elif isinstance(message, Stop):
             self._stopping.set()
         return None
