@@ -14,6 +14,7 @@ from tests.netns.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 STREAM_S = 8.0  # two rotations, and the end of the first overlap
+IN_TIME_MS = 5000
 NOTHING = {"lost": 0, "twice": 0}
 
 
@@ -27,11 +28,10 @@ def connected(site: Site) -> OwnClient:
     return own
 
 
-def rotate(site: Site) -> dict[str, Any]:
+def rotate(site: Site) -> list[dict[str, Any]]:
     said = site.daemons.vpnctl("--json", "rotate-keys", "--all", check=False)
-    (rotation,) = json.loads(said.stdout)["rotations"]
-    result: dict[str, Any] = rotation
-    return result
+    rotations: list[dict[str, Any]] = json.loads(said.stdout)["rotations"]
+    return rotations
 
 
 @pytest.mark.parametrize("dtls", [True, False])
@@ -47,7 +47,7 @@ def test_no_packet_is_lost(make_site: Callable[..., Site], dtls: bool) -> None:
     before = site.session("alice")
     stream = Stream.start(site.bed.client, site.gateway4, seconds=STREAM_S)
     for _ in range(2):
-        rotation = rotate(site)
+        (rotation,) = rotate(site)
         assert rotation["rotated"], rotation
         assert rotation["overlapped"]
     assert stream.finish() == {"up": NOTHING, "down": NOTHING}
@@ -57,4 +57,24 @@ def test_no_packet_is_lost(make_site: Callable[..., Site], dtls: bool) -> None:
     assert after["channel"] == channel
     assert after["outer"] != before["outer"]
     assert after["rx_packets"] > before["rx_packets"] + STREAM_S * 1000
+    own.stop()
+
+
+def test_stock_clients_beside_it_reconnect_and_it_does_not(make_site: Callable[..., Site]) -> None:
+    """One command for all; each kind does what it can."""
+    site = make_site(clients=2, config={"server": {"remotes": [f"{SERVER4}:{PORT}"]}})
+    own = connected(site)
+    stock = site.connect(1, certificate=site.daemons.add_client("bob"))
+    stock.wait_connected()
+    serve_numbered(site.bed.server, site.gateway4)
+    address = site.session("bob")["address4"]
+    stream = Stream.start(site.bed.client, site.gateway4, seconds=STREAM_S)
+    alice, bob = rotate(site)
+    assert (alice["user"], alice["rotated"], alice["overlapped"]) == ("alice", True, True)
+    assert (bob["user"], bob["rotated"], bob["overlapped"]) == ("bob", True, False)
+    assert max(alice["took_ms"], bob["took_ms"]) < IN_TIME_MS
+    site.bed.clients[1].ping(site.gateway4)
+    assert site.session("bob")["address4"] == address
+    assert stream.finish() == {"up": NOTHING, "down": NOTHING}
+    stock.disconnect()
     own.stop()
