@@ -3,9 +3,12 @@
 import json
 import os
 import pwd
+import re
 import shutil
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -19,6 +22,7 @@ USER = "pyvpn-client"
 INTERFACE = "pyvpn10"
 READY_S = 20.0
 CONNECT_S = 30.0
+POLL_S = 0.2  # between two looks at the status: nobody tells when it changes
 Profile = dict[str, Any]
 
 
@@ -123,6 +127,16 @@ class Client:
         self.vpnd.wait_for(r"INFO connected\b", since=since, timeout_s=timeout_s)
         return self.status()
 
+    def wait_state(self, *states: str, timeout_s: float = CONNECT_S) -> Mapping[str, Any]:
+        """Wait until its status names one of these states; return what it tells of it."""
+        self.vpnd.wait_for("vpnd is ready", timeout_s=READY_S)
+        deadline = time.monotonic() + timeout_s
+        while (connection := self.connection)["state"] not in states:
+            if time.monotonic() > deadline or not self.vpnd.is_alive:
+                raise BedError(f"{self.vpnd.name}: not {' or '.join(states)}: {self.vpnd.log}")
+            time.sleep(POLL_S)
+        return connection
+
     def wait_dtls(self, *, timeout_s: float = CONNECT_S) -> None:
         """Wait until packets travel over UDP."""
         self._wait_channel("DTLS", timeout_s)
@@ -132,14 +146,11 @@ class Client:
         self._wait_channel("TLS", timeout_s)
 
     def _wait_channel(self, channel: str, timeout_s: float) -> None:
-        """The session of a status says it; a packet now and then keeps the channels asked."""
-        for _ in range(max(1, int(timeout_s * 2))):
-            if self.session()["channel"] == channel:
-                return
-            if not self.vpnd.is_alive:
-                break
-            self.namespace.run("sleep", "0.3")
-        raise BedError(f"{self.vpnd.name}: packets never went over {channel}: {self.vpnd.log}")
+        deadline = time.monotonic() + timeout_s
+        while self.session()["channel"] != channel:
+            if time.monotonic() > deadline or not self.vpnd.is_alive:
+                raise BedError(f"{self.vpnd.name}: no packets over {channel}: {self.vpnd.log}")
+            time.sleep(POLL_S)
 
     def stop(self) -> int:
         """End vpnd as Ctrl-C does; return its exit status."""
@@ -173,6 +184,20 @@ class Client:
         addresses = (a for a in link["addr_info"] if a["scope"] != "link")
         return link | {"inner": {f"{a['local']}/{a['prefixlen']}" for a in addresses}}
 
+    def link_is_up(self) -> bool:
+        """Whether the interface is there, set up or not."""
+        return self.namespace.run("ip", "link", "show", INTERFACE, check=False).returncode == 0
+
+    def cpu_s(self) -> float:
+        """Return the seconds of CPU that vpnd has taken, its worker included."""
+        pids = [self.vpnd.pid.number]
+        children = Path(f"/proc/{pids[0]}/task/{pids[0]}/children").read_text().split()
+        ticks = 0
+        for pid in (*pids, *map(int, children)):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def device_to(self, address: str, *, user: str = "root") -> str:
         """Return the link that packets of a user to an address leave by."""
         uid = str(pwd.getpwnam(user).pw_uid)
@@ -182,7 +207,7 @@ class Client:
 
     def logins(self) -> int:
         """Return how often it has logged in since it was started."""
-        return self.vpnd.text().count("state=logging-in")
+        return len(re.findall(r"INFO logging-in\b", self.vpnd.text()))
 
     def _helper_argv(self) -> tuple[str, ...]:
         options = ["--socket", str(self.socket), "--run-dir", str(self.folder / "helper")]

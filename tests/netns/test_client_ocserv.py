@@ -114,8 +114,9 @@ def test_new_keys_do_not_end_the_session(client: Client, ocserv: Ocserv) -> None
     client.connect(ocserv.profile(user="bob"), passwords=[PASSWORD])
     client.wait_dtls()
     inner = client.link()["inner"]
-    print(client.vpnctl("rotate-keys", check=False))
-    client.namespace.run("ping", "-c", "1", "-w", "20", TARGET)
+    for _ in range(5):  # which of the two it does first varies
+        client.vpnctl("rotate-keys", check=False)
+        client.namespace.run("ping", "-c", "1", "-w", "20", TARGET)
     assert client.vpnd.is_alive
     assert client.link()["inner"] == inner
     assert client.logins() == 1
