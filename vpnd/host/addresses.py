@@ -1,17 +1,22 @@
 """The addresses of this host, asked of the kernel (rtnetlink(7), RTM_GETADDR)."""
 
 import socket
-import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-RTM_NEWADDR, RTM_GETADDR = 20, 22  # linux/rtnetlink.h
-NLMSG_ERROR, NLMSG_DONE = 2, 3
+from vpnd.host.rtnetlink import (
+    IFA_ADDRESS,
+    IFA_LOCAL,
+    IFADDRMSG,
+    NEWADDR,
+    NLMSGHDR,
+    aligned,
+    attributes,
+)
+
+RTM_GETADDR = 22  # linux/rtnetlink.h
+NLMSG_ERROR, NLMSG_DONE = 2, 3  # linux/netlink.h
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
-IFA_ADDRESS, IFA_LOCAL = 1, 2  # linux/if_addr.h
-MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr
-ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg
-ATTRIBUTE = struct.Struct("=HH")  # struct rtattr
 MAX_DUMP = 4 * 1024 * 1024  # bytes; some 50,000 addresses
 TIMEOUT_S = 2.0  # the kernel answers at once
 
@@ -38,9 +43,9 @@ def _dump() -> Iterator[tuple[int, int, bytes]]:
     """Yield (link index, prefix length, packed address)."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.settimeout(TIMEOUT_S)
-        body = ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        body = IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         flags = NLM_F_REQUEST | NLM_F_DUMP
-        sock.send(MESSAGE.pack(MESSAGE.size + len(body), RTM_GETADDR, flags, 1, 0) + body)
+        sock.send(NLMSGHDR.pack(NLMSGHDR.size + len(body), RTM_GETADDR, flags, 1, 0) + body)
         received = 0
         while received < MAX_DUMP:
             data = sock.recv(64 * 1024)
@@ -48,35 +53,22 @@ def _dump() -> Iterator[tuple[int, int, bytes]]:
             for kind, payload in _messages(data):
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     return
-                if kind == RTM_NEWADDR:
+                if kind == NEWADDR:
                     yield from _address(payload)
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= MESSAGE.size:
-        size, kind, _, _, _ = MESSAGE.unpack_from(data)
-        if not MESSAGE.size <= size <= len(data):
+    while len(data) >= NLMSGHDR.size:
+        size, kind, _, _, _ = NLMSGHDR.unpack_from(data)
+        if not NLMSGHDR.size <= size <= len(data):
             return
-        yield kind, data[MESSAGE.size : size]
-        data = data[_aligned(size) :]
+        yield kind, data[NLMSGHDR.size : size]
+        data = data[aligned(size) :]
 
 
 def _address(payload: bytes) -> Iterator[tuple[int, int, bytes]]:
-    family, length, _, _, index = ADDRESS.unpack_from(payload)
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    attributes = {}
-    rest = payload[ADDRESS.size :]
-    while len(rest) >= ATTRIBUTE.size:
-        size, kind = ATTRIBUTE.unpack_from(rest)
-        if not ATTRIBUTE.size <= size <= len(rest):
-            break
-        attributes[kind] = rest[ATTRIBUTE.size : size]
-        rest = rest[_aligned(size) :]
-    packed = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)  # the first: our own end
-    if packed:
+    family, length, _, _, index = IFADDRMSG.unpack_from(payload)
+    found = attributes(payload[IFADDRMSG.size :])
+    packed = found.get(IFA_LOCAL, found.get(IFA_ADDRESS))  # the first: our own end of a link
+    if family in (socket.AF_INET, socket.AF_INET6) and packed:
         yield index, length, packed
-
-
-def _aligned(size: int) -> int:
-    return (size + 3) & ~3  # NLMSG_ALIGN, RTA_ALIGN

@@ -85,7 +85,7 @@ def parse(data: bytes) -> Iterator[Event]:
     """Yield the events in what one read from the socket returned."""
     while len(data) >= NLMSGHDR.size:
         length, kind, _, _, _ = NLMSGHDR.unpack_from(data)
-        body, data = data[NLMSGHDR.size : length], data[max(_aligned(length), NLMSGHDR.size) :]
+        body, data = data[NLMSGHDR.size : length], data[max(aligned(length), NLMSGHDR.size) :]
         try:
             event = _event(kind, body)
         except (struct.error, ValueError):
@@ -102,21 +102,21 @@ def _event(kind: int, body: bytes) -> Event | None:
     if kind in (NEWROUTE, DELROUTE):
         return _route(body, is_there=kind == NEWROUTE)
     if kind in (NEWRULE, DELRULE):
-        protocol = _attributes(body[FIB_RULE_HDR.size :]).get(FRA_PROTOCOL, b"\0")
+        protocol = attributes(body[FIB_RULE_HDR.size :]).get(FRA_PROTOCOL, b"\0")
         return Rule(protocol[0], kind == NEWRULE)
     return None
 
 
 def _link(body: bytes, *, is_there: bool) -> Link:
     _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
-    name = _attributes(body[IFINFOMSG.size :]).get(IFLA_IFNAME, b"").rstrip(b"\0").decode()
+    name = attributes(body[IFINFOMSG.size :]).get(IFLA_IFNAME, b"").rstrip(b"\0").decode()
     is_up = is_there and bool(flags & IFF_LOWER_UP)
     return Link(index, name, is_up, bool(flags & IFF_LOOPBACK))
 
 
 def _address(body: bytes, *, is_there: bool) -> Address | None:
     _, _, short_flags, _, index = IFADDRMSG.unpack_from(body)
-    found = _attributes(body[IFADDRMSG.size :])
+    found = attributes(body[IFADDRMSG.size :])
     (flags,) = U32.unpack(found.get(IFA_FLAGS, U32.pack(short_flags)))
     if is_there and flags & IFA_F_TENTATIVE:  # told again once it may be used
         return None
@@ -128,7 +128,7 @@ def _route(body: bytes, *, is_there: bool) -> Route | None:
     family, length, _, _, short_table, protocol, _, _, flags = RTMSG.unpack_from(body)
     if flags & RTM_F_CLONED:
         return None
-    found = _attributes(body[RTMSG.size :])
+    found = attributes(body[RTMSG.size :])
     (table,) = U32.unpack(found.get(RTA_TABLE, U32.pack(short_table)))
     (index,) = U32.unpack(found.get(RTA_OIF, bytes(4)))
     anything = bytes(16 if family == socket.AF_INET6 else 4)
@@ -136,14 +136,16 @@ def _route(body: bytes, *, is_there: bool) -> Route | None:
     return Route(index, table, protocol, destination, is_there)
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Return the attributes behind a fixed header; of one that repeats, the last."""
     found = {}
     while len(data) >= RTATTR.size:
         length, kind = RTATTR.unpack_from(data)
         found[kind] = data[RTATTR.size : length]
-        data = data[max(_aligned(length), RTATTR.size) :]
+        data = data[max(aligned(length), RTATTR.size) :]
     return found
 
 
-def _aligned(length: int) -> int:
+def aligned(length: int) -> int:
+    """Return where what follows so many bytes begins."""
     return (length + 3) & ~3  # NLMSG_ALIGNTO and RTA_ALIGNTO are both 4
