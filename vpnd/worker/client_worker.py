@@ -20,38 +20,25 @@ from vpnd.dataplane.counters import Drops
 from vpnd.dataplane.outbound import Outbound
 from vpnd.dataplane.peer import PeerTable
 from vpnd.dataplane.tun_queue import TunQueue
-from vpnd.errors import ConfigError, ProtocolError, VpnError
+from vpnd.errors import ProtocolError, VpnError
 from vpnd.protocol.backoff import delays
-from vpnd.protocol.client_channel import (
-    ClientChannel,
-    ConnectOptions,
-    FormAsked,
-    LoggedIn,
-    LoginRefused,
-    NewConnectionNeeded,
-    Redirected,
-    TunnelOpened,
-    TunnelRefused,
-)
 from vpnd.protocol.dtls_client import DtlsClientContext, client_psk_supported
-from vpnd.protocol.tls_client import ServerNotTrusted, TlsClientStream, client_context
+from vpnd.protocol.tls_client import ServerNotTrusted
 from vpnd.wire import cstp
 from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_stream import ConnectionFailed, ServerConnection
 from vpnd.worker.client_tunnel import ClientTunnel
+from vpnd.worker.connector import Connector, Fatal
 from vpnd.worker.control import TUN_GONE, ControlChannel
 from vpnd.worker.messages import (
     ClientState,
     Ended,
-    FormInput,
     LinkReady,
     LinkUp,
     Message,
     NetworkChanged,
     OffloadStatus,
     Ping,
-    Prompt,
-    PromptReply,
     Ready,
     RemoteEntry,
     Rotate,
@@ -63,17 +50,9 @@ from vpnd.worker.messages import (
 )
 from vpnd.worker.worker import TICK, has_aes_instructions
 
-DIAL_TIMEOUT = 15.0  # seconds to resolve, race the addresses, and finish TLS
-STEP_TIMEOUT = 30.0  # seconds for the server's answer to one step; it may hash a password
-HAPPY_EYEBALLS_DELAY = 0.25  # seconds, RFC 8305 section 8
-MAX_REDIRECTS = 5
-MAX_LOGIN_STEPS = 20  # forms of one login, wrong answers included
 DTLS_WAIT = 5.0  # seconds a rotation waits for the new DTLS channel
 OVERLAP = 3.0  # seconds the old tunnel is still read after a rotation
 RECORDS_LEFT = 1 << 20  # rotate when a channel has fewer to seal
-
-Fatal = ConfigError
-"""Raised where another try cannot help; the text is for the person."""
 
 
 class ClientWorker:
@@ -84,14 +63,9 @@ class ClientWorker:
         self._tun = TunQueue(fds[0])
         self._drops = Drops()
         self._peers = PeerTable()
-        self._cookie: str | None = None
         self._tunnel: ClientTunnel | None = None
         self._old: set[ClientTunnel] = set()
         self._used: RemoteEntry | None = None
-        self._dialled: list[ServerConnection] = []
-        """Connections of the attempt under way."""
-        self._where = ("", 0)
-        """Where the cookie holds: the remote, or where it redirected us."""
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._rotating = asyncio.Lock()
@@ -103,16 +77,13 @@ class ClientWorker:
             if settings.dtls and client_psk_supported()
             else None
         )
-        self._contexts = {
-            remote.ca_pem: client_context(
-                ca_pem=remote.ca_pem,
-                certificate_pem=settings.certificate_pem,
-                key_pem=settings.key_pem,
-                allow_tls12=settings.allow_tls12,
-                chacha_first=chacha_first,
-            )
-            for remote in settings.remotes
-        }
+        self._connector = Connector(
+            settings,
+            wants_dtls=self._dtls is not None,
+            chacha_first=chacha_first,
+            ask=self._ask,
+            on_login=lambda: self._tell("logging-in", "", 1),
+        )
         self.control: ControlChannel
 
     async def run(self, border: socket.socket) -> None:
@@ -149,6 +120,9 @@ class ClientWorker:
                 self._stopping.set()
 
         loop.add_reader(self._tun.fd, on_tun)
+
+    async def _ask(self, message: Message) -> Message:
+        return await self.control.ask(message)
 
     def _tunnels(self) -> list[ClientTunnel]:
         return [tunnel for tunnel in (self._tunnel, *self._old) if tunnel is not None]
@@ -222,9 +196,13 @@ class ClientWorker:
         trouble: Exception = ConnectionFailed("no server is configured")
         for remote in self._settings.remotes:
             self._used = remote
-            self._tell("reconnecting" if self._cookie else "connecting", reason, attempt)
+            self._tell(
+                "reconnecting" if self._connector.has_session(remote) else "connecting",
+                reason,
+                attempt,
+            )
             try:
-                connection, params = await self._reach(remote)
+                connection, params = await self._connector.reach(remote, self._given())
                 return await self._set_up(connection, params)
             except ServerNotTrusted as exc:
                 trouble = exc
@@ -233,132 +211,9 @@ class ClientWorker:
                 trouble = exc
         raise trouble
 
-    async def _reach(
-        self, remote: RemoteEntry, *, rekey: bool = False
-    ) -> tuple[ServerConnection, ServerParams]:
-        """Log in if need be, and have the CONNECT granted."""
-        if self._cookie is None:
-            self._where = (remote.host, remote.port)
-        self._dialled.clear()
-        connection = await self._dial(remote, *self._where)
-        try:
-            if self._cookie is None:
-                connection = await self._log_in(connection, remote)
-                self._where = (connection.channel.host, connection.channel.port)
-            return await self._connect(connection, remote, rekey=rekey)
-        except BaseException:
-            for dialled in self._dialled:
-                dialled.close()
-            raise
-
-    async def _dial(self, remote: RemoteEntry, host: str, port: int) -> ServerConnection:
-        """Return a connection whose TLS stands and whose server is the right one."""
-        loop = asyncio.get_running_loop()
-
-        def make() -> ServerConnection:
-            tls = TlsClientStream(
-                self._contexts[remote.ca_pem],
-                server_name=remote.server_name or host,
-                pins=remote.pins,
-            )
-            return ServerConnection(tls, ClientChannel(host, port))
-
-        async with asyncio.timeout(DIAL_TIMEOUT):
-            _, connection = await loop.create_connection(
-                make, host, port, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, interleave=1
-            )
-            try:
-                await connection.secured()
-            except BaseException:
-                connection.close()
-                raise
-        self._dialled.append(connection)
-        return connection
-
-    async def _next(self, connection: ServerConnection) -> object:
-        connection.send_requests()
-        async with asyncio.timeout(STEP_TIMEOUT):
-            return await connection.next_event()
-
-    async def _log_in(self, connection: ServerConnection, remote: RemoteEntry) -> ServerConnection:
-        """Go through the login; return the connection to go on with.
-
-        Raises Fatal when the server refuses us for good or nobody answers its questions.
-        """
-        self._tell("logging-in", "", 1)
-        connection.channel.start(self._settings.path)
-        redirects = 0
-        for _ in range(MAX_LOGIN_STEPS):
-            event = await self._next(connection)
-            if isinstance(event, LoggedIn):
-                self._cookie = event.cookie
-                return connection
-            if isinstance(event, NewConnectionNeeded):
-                connection = await self._fresh(connection, remote)
-                continue
-            if isinstance(event, LoginRefused):
-                if event.final:
-                    raise Fatal(f"login refused: {event.reason}")
-                raise ConnectionFailed(f"login refused: {event.reason}")
-            if isinstance(event, Redirected):
-                redirects += 1
-                if redirects > MAX_REDIRECTS:
-                    raise ConnectionFailed("the server redirects without end")
-                connection.close()
-                connection = await self._dial(remote, event.host, event.port)
-                connection.channel.start(event.path)
-            elif isinstance(event, FormAsked):
-                connection.channel.answer(await self._fill(event))
-                if connection.channel.needs_new_connection or connection.lost.done():
-                    connection = await self._fresh(connection, remote)
-        raise ConnectionFailed("the server asks without end")
-
-    async def _fresh(self, connection: ServerConnection, remote: RemoteEntry) -> ServerConnection:
-        """Servers may close between two steps: the login goes on over another connection."""
-        before = connection.channel
-        fresh = await self._dial(remote, before.host, before.port)
-        fresh.channel.resume(before)
-        connection.close()
-        return fresh
-
-    async def _fill(self, asked: FormAsked) -> dict[str, str]:
-        """Return the answers to a form: the user's name is known, the rest a person says."""
-        known = {}
-        if self._settings.user and not asked.error:
-            known = {i.name: self._settings.user for i in asked.inputs if i.name == "username"}
-        missing = [FormInput(i.name, i.type, i.label) for i in asked.inputs if i.name not in known]
-        if not missing:
-            return known
-        reply = await self.control.ask(Prompt(asked.message, asked.error or None, missing))
-        if not isinstance(reply, PromptReply) or reply.cancelled:
-            raise Fatal("the server asks for a login that nobody is there to answer")
-        return known | reply.values
-
-    async def _connect(
-        self, connection: ServerConnection, remote: RemoteEntry, *, rekey: bool
-    ) -> tuple[ServerConnection, ServerParams]:
-        assert self._cookie is not None
-        if connection.lost.done() or connection.channel.needs_new_connection:
-            connection.close()
-            connection = await self._dial(remote, *self._where)
-        earlier = self._tunnel.params if self._tunnel is not None else None
-        options = ConnectOptions(
-            hostname=self._settings.hostname,
-            wants_dtls=self._dtls is not None,
-            rekey=rekey,
-            address4=earlier.address4 if earlier else None,
-            address6=earlier.address6 if earlier else None,
-        )
-        connection.channel.connect(options, self._cookie)
-        event = await self._next(connection)
-        if isinstance(event, TunnelOpened):
-            return connection, event.params
-        if isinstance(event, TunnelRefused) and event.cookie_refused and not rekey:
-            self._cookie = None  # the session is over: the next try logs in again
-            raise ConnectionFailed("the session has ended, a new login is needed")
-        if isinstance(event, TunnelRefused):
-            raise ConnectionFailed(f"tunnel refused: {event.status} {event.reason}")
-        raise ConnectionFailed("the server answers a CONNECT with something else")
+    def _given(self) -> ServerParams | None:
+        """Return what the session was given before, if it had a tunnel."""
+        return self._tunnel.params if self._tunnel is not None else None
 
     async def _set_up(self, connection: ServerConnection, params: ServerParams) -> ClientTunnel:
         """Have the master set up the link; only then packets flow."""
@@ -410,7 +265,9 @@ class ClientWorker:
             if old is None or self._used is None or old.connection.lost.done():
                 return Rotated(False, "not connected", 0)
             try:
-                connection, params = await self._reach(self._used, rekey=True)
+                connection, params = await self._connector.reach(
+                    self._used, old.params, rekey=True
+                )
             except (VpnError, OSError, TimeoutError) as exc:
                 return Rotated(False, str(exc) or "no answer in time", old.status().keys_age_s)
             same = (params.address4, params.address6) == (
