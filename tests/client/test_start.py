@@ -1,6 +1,9 @@
 """From the command line to a profile: what may stand where, and what is said when it may not."""
 
+import logging
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,17 @@ def test_what_does_not_fit_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A daemon sets up the logging of its process; the tests after this one are no daemon's."""
+    root = logging.getLogger()
+    level = root.level
+    monkeypatch.setattr(root, "handlers", [])
+    yield
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("_own_logging")
 def test_root_is_refused(
     profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,10 +109,9 @@ def test_root_is_refused(
     assert "pyvpn-client" in line
 
 
+@pytest.mark.usefixtures("_own_logging")
 def test_an_error_reaches_whoever_asked_for_us(capsys: pytest.CaptureFixture[str]) -> None:
     """`vpnctl up` has no other way to know what is wrong with a profile."""
-    import socket
-
     ours, theirs = socket.socketpair()
     with ours:
         fd = theirs.detach()

@@ -1,9 +1,7 @@
 """`vpnctl up`, `status` and `down`: a client in the background, with the person in front."""
 
-import json
 import os
 import pty
-import re
 import select
 import subprocess
 import time
@@ -13,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.netns.bed import PORT, SERVER4
+from tests.netns.client import Client
 from tests.netns.namespace import ENVIRONMENT, PYTHON
-from tests.netns.own_client import OwnClient
 from tests.netns.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
@@ -22,17 +20,17 @@ PASSWORD = "correct horse"
 WAIT_S = 30.0
 
 
-class Laptop(OwnClient):
+class Laptop(Client):
     """A machine whose vpnctl is used."""
 
-    def vpnctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        where = ("--run-dir", str(self.run_dir))
-        return self.namespace.run(*PYTHON, "vpnctl", *where, *arguments, check=check)
-
     def up_argv(self, *arguments: str) -> list[str]:
-        up = ("vpnctl", "--run-dir", str(self.run_dir), "up", *arguments)
-        return [*self.namespace.enter(), *PYTHON, *up, "--helper-socket", str(self.socket),
-                "--log-dir", str(self.folder)]  # fmt: skip
+        own = ("--helper-socket", str(self.socket), "--log-dir", str(self.folder))
+        up = ("vpnctl", "--run-dir", str(self.run_dir), "up", *arguments, *own)
+        return [*self.namespace.enter(), *PYTHON, *up]
+
+    def exit_status_of_status(self) -> int:
+        argv = ("vpnctl", "--run-dir", str(self.run_dir), "status")
+        return self.namespace.run(*PYTHON, *argv, check=False).returncode
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +40,20 @@ def site(make_site: Callable[..., Site]) -> Site:
     return site
 
 
-@pytest.fixture
-def laptop(site: Site, request: pytest.FixtureRequest) -> Iterator[Laptop]:
-    laptop = Laptop(site.bed.client, re.sub(r"\W", "", request.node.name)[5:30])
+@pytest.fixture(scope="module")
+def _laptop(site: Site) -> Laptop:
+    laptop = Laptop(site.bed.client)
     laptop.prepare()
     laptop.start_helper()
-    yield laptop
-    laptop.vpnctl("down", check=False)
-    laptop.helper.stop()
+    return laptop
+
+
+@pytest.fixture
+def laptop(_laptop: Laptop) -> Iterator[Laptop]:
+    """Nothing is up, before and after."""
+    yield _laptop
+    _laptop.vpnctl("down", check=False)
+    _laptop.wait_undone()
 
 
 def url(site: Site) -> list[str]:
@@ -97,12 +101,12 @@ def test_a_person_is_asked_and_then_left_alone(site: Site, laptop: Laptop) -> No
     person.wait_for("is up")
     assert person.wait() == 0
     site.bed.client.ping(site.gateway4)
-    shown = laptop.vpnctl("--table", "status").stdout
+    shown = laptop.vpnctl("--table", "status")
     for text in ("client", "connected", "bob", SERVER4, "DTLS", "0.0.0.0/0"):
         assert text in shown, shown
     assert "users" not in shown
-    assert "is down" in laptop.vpnctl("down").stdout
-    assert laptop.vpnctl("status", check=False).returncode == 3
+    assert "is down" in laptop.vpnctl("down")
+    assert laptop.exit_status_of_status() == 3
 
 
 def test_a_refused_login_says_so_and_leaves_nothing_running(site: Site, laptop: Laptop) -> None:
@@ -131,6 +135,6 @@ def test_a_profile_of_roots_is_enough(site: Site, laptop: Laptop, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "client desk is up" in done.stdout
-    status = json.loads(laptop.vpnctl("--json", "status").stdout)
+    status = laptop.status()
     assert status["client"]["name"] == "desk"
     assert status["sessions"][0]["user"] == "desk"
