@@ -118,7 +118,7 @@ class Tunnel:
                     raise
                 return "nowhere"
         wanted = socket.inet_pton(family_of(address), address)
-        while ready := select.select([*self.fds, *self.receivers], [], [], WAIT_S)[0]:
+        while ready := select.select(self._ends(), [], [], WAIT_S)[0]:
             for each in ready:
                 if isinstance(each, socket.socket):
                     assert each.recv(100) == b"which way?"
@@ -127,9 +127,12 @@ class Tunnel:
                     return "tunnel"
         return "lost"
 
+    def _ends(self) -> list[int | socket.socket]:
+        return [*self.fds, *self.receivers]
+
     def drain(self) -> None:
         """Forget what arrived before."""
-        while ready := select.select([*self.fds, *self.receivers], [], [], 0)[0]:
+        while ready := select.select(self._ends(), [], [], 0)[0]:
             for each in ready:
                 each.recv(100) if isinstance(each, socket.socket) else os.read(each, 65536)
 
