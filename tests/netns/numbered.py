@@ -1,7 +1,7 @@
 """Numbered datagrams both ways at a steady pace: the judge of whether a packet was lost.
 
     python -m tests.netns.numbered serve ADDRESS PORT       print "ready", answer until killed
-    python -m tests.netns.numbered run ADDRESS PORT COUNT   send and get COUNT datagrams
+    python -m tests.netns.numbered run ADDRESS PORT UP DOWN send UP and get DOWN datagrams
 
 `run` prints "flowing" when the first has come back and at the end one line of JSON: how many
 were lost and how many came twice in each direction.  A TCP connection carries the appointment.
@@ -9,6 +9,7 @@ were lost and how many came twice in each direction.  A TCP connection carries t
 
 import json
 import socket
+import struct
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ BURST = 5  # datagrams between two sleeps
 PAYLOAD = 200  # bytes
 STRAGGLERS_S = 1.0  # what is still under way when all has been sent
 BUFFER = 4 << 20
+COUNTS = struct.Struct("!II")
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
 
 
@@ -77,14 +79,14 @@ def udp_socket(address: str) -> Iterator[socket.socket]:
         yield udp
 
 
-def both_ways(tcp: socket.socket, count: int, *, starts: bool) -> dict[str, int]:
+def both_ways(tcp: socket.socket, mine: int, theirs: int, *, starts: bool) -> dict[str, int]:
     """Tell the other end our port, send and count; return what came of its datagrams."""
     with udp_socket(tcp.getsockname()[0]) as udp, tcp.makefile("rw") as line:
         line.write(f"{udp.getsockname()[1]}\n")
         line.flush()
         to = (tcp.getpeername()[0], int(line.readline()))
         counter = Counter(udp)
-        sending = threading.Thread(target=send, args=(udp, to, count))
+        sending = threading.Thread(target=send, args=(udp, to, mine))
         sending.start()
         if starts:
             counter.first.wait()
@@ -93,7 +95,7 @@ def both_ways(tcp: socket.socket, count: int, *, starts: bool) -> dict[str, int]
         line.write("sent\n")
         line.flush()
         line.readline()
-        return counter.result(count)
+        return counter.result(theirs)
 
 
 def serve(address: str, port: int) -> None:
@@ -102,16 +104,16 @@ def serve(address: str, port: int) -> None:
         while True:
             tcp, _ = listener.accept()
             with tcp:
-                count = int.from_bytes(tcp.recv(4), "big")
-                tcp.sendall(json.dumps(both_ways(tcp, count, starts=False)).encode())
+                up, down = COUNTS.unpack(tcp.recv(COUNTS.size))
+                tcp.sendall(json.dumps(both_ways(tcp, down, up, starts=False)).encode())
 
 
-def run(address: str, port: int, count: int) -> None:
+def run(address: str, port: int, up: int, down: int) -> None:
     with socket.create_connection((address, port)) as tcp:
-        tcp.sendall(count.to_bytes(4, "big"))
-        down = both_ways(tcp, count, starts=True)
-        up = json.loads(tcp.recv(4096))
-    print(json.dumps({"up": up, "down": down}), flush=True)
+        tcp.sendall(COUNTS.pack(up, down))
+        got = both_ways(tcp, up, down, starts=True)
+        given = json.loads(tcp.recv(4096))
+    print(json.dumps({"up": given, "down": got}), flush=True)
 
 
 def serve_numbered(namespace: Namespace, address: str) -> Process:
@@ -129,9 +131,13 @@ class Stream:
         self._seconds = seconds
 
     @classmethod
-    def start(cls, namespace: Namespace, address: str, *, seconds: float) -> "Stream":
-        count = str(int(seconds * PER_SECOND))
-        process = namespace.start("numbered", *PROGRAM, "run", address, str(PORT), count)
+    def start(
+        cls, namespace: Namespace, address: str, *, seconds: float, up: bool = True
+    ) -> "Stream":
+        """Let datagrams flow to and from the address, or from there alone."""
+        count = int(seconds * PER_SECOND)
+        counts = [str(count if up else 0), str(count)]
+        process = namespace.start("numbered", *PROGRAM, "run", address, str(PORT), *counts)
         process.wait_for("^flowing")
         return cls(process, seconds)
 
@@ -147,4 +153,4 @@ if __name__ == "__main__":
     if what == "serve":
         serve(where, int(number))
     else:
-        run(where, int(number), int(counts[0]))
+        run(where, int(number), *map(int, counts))

@@ -299,6 +299,7 @@ class ClientWorker:
 
     def _move(self, old: ClientTunnel, new: ClientTunnel) -> None:
         new.take_over(old)
+        new.ask_tls()  # the server follows our first packet, and we may have no other
         self._tunnel = new
         self._peers.gateway = new.peer
         self._old.add(old)
