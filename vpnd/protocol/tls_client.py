@@ -252,4 +252,6 @@ class TlsClientStream(TlsConnection):
             self.certificate_rejected = True
             what = "demands" if "required" in text else "does not accept"
             return TlsFailed(f"the server {what} our certificate: {text}")
-        return TlsFailed(text)
+        if "wrong version number" in text and not self.established:
+            return TlsFailed(f"no TLS server answers here (a captive portal?): {text}")
+        return TlsFailed(f"TLS with the server failed: {text}")
