@@ -5,9 +5,9 @@ A cookie belongs to the remote that gave it, and holds where that remote redirec
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from vpnd.errors import ConfigError
+from vpnd.errors import ConfigError, LocalProtocolError
 from vpnd.protocol.client_channel import (
     ClientChannel,
     ConnectOptions,
@@ -24,6 +24,7 @@ from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_stream import ConnectionFailed, ServerConnection
 from vpnd.worker.messages import FormInput, Message, Prompt, PromptReply, RemoteEntry, StartClient
 
+MAX_BAD_ANSWERS = 3  # to one form, before they are sent
 DIAL_TIMEOUT = 15.0  # seconds to resolve, race the addresses, and finish TLS
 STEP_TIMEOUT = 30.0  # seconds for the server's answer to one step; it may hash a password
 HAPPY_EYEBALLS_DELAY = 0.25  # seconds, RFC 8305 section 8
@@ -157,7 +158,7 @@ class Connector:
                 connection = await self._dial(remote, event.host, event.port)
                 connection.channel.start(event.path)
             elif isinstance(event, FormAsked):
-                connection.channel.answer(await self._fill(event))
+                await self._answer(connection, event)
                 if connection.channel.needs_new_connection or connection.lost.done():
                     connection = await self._fresh(connection, remote)
         raise ConnectionFailed("the server asks without end")
@@ -169,6 +170,18 @@ class Connector:
         fresh.channel.resume(before)
         connection.close()
         return fresh
+
+    async def _answer(self, connection: ServerConnection, asked: FormAsked) -> None:
+        """Answer a form; ask again for what no server would take, such as a control character."""
+        for _ in range(MAX_BAD_ANSWERS):
+            values = await self._fill(asked)
+            try:
+                connection.channel.answer(values)
+            except LocalProtocolError as exc:
+                asked = replace(asked, error=str(exc))
+            else:
+                return
+        raise Fatal("the answers to the server's questions cannot be sent")
 
     async def _fill(self, asked: FormAsked) -> dict[str, str]:
         """Return the answers to a form: the user's name is known, the rest a person says."""
