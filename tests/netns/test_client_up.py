@@ -1,10 +1,7 @@
 """`vpnctl up`, `status` and `down`: a client in the background, with the person in front."""
 
 import os
-import pty
-import select
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +10,11 @@ import pytest
 from tests.netns.bed import PORT, SERVER4
 from tests.netns.client import Client
 from tests.netns.namespace import ENVIRONMENT, PYTHON
+from tests.netns.person import Person
 from tests.netns.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 PASSWORD = "correct horse"
-WAIT_S = 30.0
 
 
 class Laptop(Client):
@@ -61,40 +58,10 @@ def url(site: Site) -> list[str]:
     return [f"https://{SERVER4}:{PORT}", "--user", "bob", *pins]
 
 
-class Person:
-    """Types on a terminal of vpnctl's own."""
-
-    def __init__(self, argv: list[str]) -> None:
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.execvpe(argv[0], argv, ENVIRONMENT)
-        self.seen = ""
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while text not in self.seen:
-            ready = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))[0]
-            try:
-                data = os.read(self._fd, 4096) if ready else b""
-            except OSError:  # the terminal's other side is closed
-                data = b""
-            assert data, f"{text!r} did not come: {self.seen}"
-            self.seen += data.decode(errors="replace")
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, f"{text}\n".encode())
-
-    def wait(self) -> int:
-        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self._fd)
-        return status
-
-
 def test_a_person_is_asked_and_then_left_alone(site: Site, laptop: Laptop) -> None:
     """A wrong password, the right one, and the tunnel outlives the terminal."""
     person = Person(laptop.up_argv(*url(site)))
     person.wait_for("Password: ")
-    person.seen = ""
     person.type("wrong")
     person.wait_for("Password: ")
     person.type(PASSWORD)

@@ -9,11 +9,14 @@ import pytest
 
 from tests.netns.bed import PORT, SERVER4
 from tests.netns.namespace import ENVIRONMENT, ROOT, run
+from tests.netns.person import Person
 from tests.netns.process import Pid, Process
 from tests.netns.site import Site
 from tests.netns.snapshot import differences, snapshot
 
 pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(180)]
+PASSWORD = "correct horse"
+CTRL_C = "\x03"
 
 
 class Machine:
@@ -47,7 +50,9 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def site(make_site: Callable[..., Site]) -> Site:
-    return make_site(config={"server": {"remotes": [f"{SERVER4}:{PORT}"]}})
+    site = make_site(config={"server": {"remotes": [f"{SERVER4}:{PORT}"]}})
+    site.daemons.add_user("bob", PASSWORD)
+    return site
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,26 @@ def test_client_connects_and_ctrl_c_leaves_nothing(site: Site, machine: Machine)
     assert client.stop(signal.SIGINT) == 0
     assert differences(before, snapshot(machine.host)) == []
     assert machine.pids() == []
+
+
+def test_a_person_is_asked_on_the_terminal(site: Site, machine: Machine) -> None:
+    """A wrong password, the right one, and Ctrl-C on the same terminal."""
+    before = snapshot(machine.host)
+    pins = [word for pin in site.daemons.pins() for word in ("--pin", pin)]
+    url = f"https://{SERVER4}:{PORT}"
+    argv = (*machine.host.enter(), str(ROOT / "run.sh"), "client", url, "--user", "bob", *pins)
+    person = Person(argv, ENVIRONMENT | machine.env)
+    person.wait_for("Password: ")
+    person.type("wrong")
+    person.wait_for("Password: ")
+    person.type(PASSWORD)
+    person.wait_for("INFO connected")
+    assert PASSWORD not in person.seen
+    machine.host.ping(site.gateway4)
+    person.type("", end=CTRL_C)
+    person.wait_for("vpnd is stopping")
+    assert person.wait() == 0
+    assert differences(before, snapshot(machine.host)) == []
 
 
 def test_clean_puts_the_network_back_after_kill_9_of_everything(machine: Machine) -> None:
