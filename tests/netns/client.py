@@ -182,7 +182,8 @@ class Client:
         shown = self.namespace.run("ip", "-j", "addr", "show", INTERFACE).stdout
         (link,) = json.loads(shown)
         addresses = (a for a in link["addr_info"] if a["scope"] != "link")
-        return link | {"inner": {f"{a['local']}/{a['prefixlen']}" for a in addresses}}
+        inner = {f"{address['local']}/{address['prefixlen']}" for address in addresses}
+        return {**link, "inner": inner}
 
     def link_is_up(self) -> bool:
         """Whether the interface is there, set up or not."""

@@ -5,16 +5,17 @@ python -m tests.netns.demo [--keep | --stop]       (`./run.sh demo` prepares wha
 
 import argparse
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from tests.netns.bed import CACHE, PORT, SERVER4, SERVER6, WEB4, WEB6, Bed
+from tests.netns.client import USER, Client
 from tests.netns.daemons import Daemons
 from tests.netns.namespace import Namespace
 from tests.netns.openconnect import OpenConnect
-from tests.netns.own_client import USER, OwnClient
 from tests.netns.process import BedError
 from tests.netns.teardown import take_down
 from tests.netns.web import fetch
@@ -87,15 +88,15 @@ def demonstrate(bed: Bed) -> None:
 
 def connect_own_client(steps: Steps, bed: Bed, server: Daemons) -> None:
     """Connect the second client with pyvpn's own client, and change its keys."""
-    own, namespace = OwnClient(bed.clients[1]), bed.clients[1]
+    own, namespace = Client(bed.clients[1]), bed.clients[1]
     profiles = server.folder / "profiles"
     server.vpnctl("client", "add", "laptop", "--output", str(profiles))
     own.prepare()
     own.start_helper()
     steps(
         "pyvpn's own client connects",
-        lambda: own.start(profiles / "laptop.toml"),
-        lambda started: f"pid {started.pid.number}, user {USER}",
+        lambda: own.connect(tomllib.loads((profiles / "laptop.toml").read_text())),
+        lambda _: f"pid {own.vpnd.pid.number}, user {USER}",
     )
     steps(
         f"fetch from {WEB4}, all traffic inside",
