@@ -43,16 +43,35 @@ class Roamer:
     def rebind(self) -> range:
         """Have a NAT on the way forget what it knew: UDP comes from other ports from now on."""
         first = 40000 + 1000 * self._binding
+        ports = f"{first}-{first + 999}"
+        self._nat(f'iifname "client0" ip protocol udp snat to {self._own}:{ports}')
+        return range(first, first + 1000)
+
+    def _nat(self, translation: str, forward: str = "accept") -> None:
+        """Put a NAT with these rules in place of an earlier one, and forget its connections."""
         if self._binding:
             self._bed.internet.nft(f"delete table ip {NAT}")
         self._binding += 1
+        self._bed.internet.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")
         self._bed.internet.nft(
-            f"table ip {NAT} {{ chain out {{ type nat hook postrouting priority srcnat;\n"
-            f'iifname "client0" ip protocol udp snat to {self._own}:{first}-{first + 999}\n'
-            f"}}\n}}\n"
+            f"table ip {NAT} {{\n"
+            f"chain out {{ type nat hook postrouting priority srcnat; {translation}; }}\n"
+            f"chain through {{ type filter hook forward priority 0; {forward}; }}\n}}\n"
         )
         inside(self._bed.internet, forget_connections)
-        return range(first, first + 1000)
+
+    def readdress(self) -> str:
+        """Have the NAT get another address: the client's host notices nothing; return it.
+
+        What belongs to no connection that the NAT knows is dropped there without a word.
+        """
+        new = f"203.0.113.{10 + self._binding}"
+        self._bed.internet.ip(f"address add {new}/32 dev server")
+        self._nat(
+            f'iifname "client0" snat to {new}',
+            'iifname "client0" ct state invalid drop',
+        )
+        return new
 
 
 def forget_connections() -> None:

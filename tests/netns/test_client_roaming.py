@@ -13,6 +13,7 @@ from tests.netns.transfer import Transfer, serve_transfers
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
 SIZE = 100 << 20
 ROAM_S, REBIND_S = 3.0, 1.0  # promised
+UNSEEN_S = 8.0  # two seconds of doubt, two of questions over UDP, and the same over TCP
 ALLOWANCE = 3  # times the promise, on a machine that is busy with something else
 
 
@@ -98,4 +99,26 @@ def test_other_ports_of_a_nat_are_hardly_noticed(
     assert after["id"] == before["id"]
     assert int(after["outer"].rpartition(":")[2]) in ports
     assert client.session()["channel"] == "DTLS"
+    assert client.logins() == 1
+
+
+def test_another_address_of_a_nat_is_found_out_without_the_hosts_help(
+    site: Site, client: Client, roamer: Roamer, pulse: Pulse
+) -> None:
+    """A home router gets another address: nothing changes here, and no answer comes any more."""
+    before = site.session("alice")
+    roamer.readdress()
+    site.bed.client.run("ping", "-c", "1", "-w", "60", site.gateway4)
+    client.wait_dtls()
+    for _ in range(2):
+        moved_at = time.time()
+        own = roamer.readdress()
+        site.bed.client.run("ping", "-c", "1", "-w", "60", site.gateway4)
+        pause = pulse.longest_pause(moved_at)
+        print(f"another address of the NAT: {pause:.2f} s without an answer")
+        client.wait_dtls()
+        assert pause < UNSEEN_S * ALLOWANCE
+    after = site.session("alice")
+    assert after["id"] == before["id"]
+    assert after["outer"].startswith(f"{own}:")
     assert client.logins() == 1

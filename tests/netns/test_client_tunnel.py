@@ -195,3 +195,13 @@ def test_it_comes_back_by_its_cookie_after_the_server_was_killed(
         assert after[kept] == before[kept]
     assert client.logins() == 1
     site.bed.client.ping(site.gateway4)
+
+
+def test_a_revoked_certificate_ends_it_for_good(site: Site, client: Client) -> None:
+    """A stolen laptop is out at once, and says so instead of knocking."""
+    client.connect(device_profile(site.daemons, "stolen", user="carol"))
+    site.daemons.vpnctl("client", "revoke", "stolen")
+    assert client.vpnd.wait(30) == 1
+    assert "the server ended the session" in client.vpnd.text()
+    assert site.daemons.sessions() == []
+    client.wait_undone()
