@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.netns.bed import PORT, SERVER4
+from tests.netns.client import Client, device_profile, new_client
 from tests.netns.numbered import Stream, serve_numbered
-from tests.netns.own_client import OwnClient
 from tests.netns.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
@@ -19,13 +18,9 @@ PROMPT_MS = 2000
 NOTHING = {"lost": 0, "twice": 0}
 
 
-def connected(site: Site) -> OwnClient:
-    folder = site.daemons.folder / "profiles"
-    site.daemons.vpnctl("client", "add", "alice", "--output", str(folder))
-    own = OwnClient(site.bed.client)
-    own.prepare()
-    own.start_helper()
-    own.start(Path(folder / "alice.toml"))
+def connected(site: Site) -> Client:
+    own = new_client(site.bed.client)
+    own.connect(device_profile(site.daemons, "alice"))
     return own
 
 
