@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from vpnd.errors import ProtocolError, VpnError
 from vpnd.protocol.client_channel import ClientChannel, ClientEvent
 from vpnd.protocol.tls_client import TlsClientStream
+from vpnd.protocol.tls_connection import TlsFailed
 from vpnd.wire.cstp import PacketType
 
 MAX_EVENTS = 16  # of one connection before its tunnel; a login has four
@@ -56,14 +57,19 @@ class ServerConnection(asyncio.Protocol):
                 self._secured.set()
             for record in records:
                 self._take(record)
-        except ProtocolError as exc:
+        except TlsFailed as exc:
             self.error = exc
             self.flush()  # the alert
+            self._at_end(str(exc))  # ocserv ends the refusal of a cookie with an alert
+            return
+        except ProtocolError as exc:
+            self.error = exc
+            self.flush()
             self.fail(str(exc))
             return
         self.flush()
         if self.tls.closed:
-            self.fail("the server closed the connection")
+            self._at_end("the server closed the connection")
 
     def eof_received(self) -> None:
         self._at_end("the server closed the connection")
@@ -110,7 +116,7 @@ class ServerConnection(asyncio.Protocol):
             return self._events.get_nowait()
         try:
             return await self._first(self._events.get())
-        except ConnectionFailed:
+        except (ConnectionFailed, ProtocolError):
             if self._events.empty():
                 raise
             return self._events.get_nowait()  # what the end itself meant
