@@ -115,11 +115,22 @@ class Ocserv:
             f"{key} = {_quoted(value.format(folder=self.folder))}"
             for key, value in (STOCK | changed).items()
         ]
-        config = self.folder / "ocserv.conf"
-        config.write_text("\n".join(lines) + "\n")
-        program = str(PEERS / "bin/ocserv")
+        (self.folder / "ocserv.conf").write_text("\n".join(lines) + "\n")
+        self._run()
+
+    def _run(self) -> None:
+        program, config = str(PEERS / "bin/ocserv"), self.folder / "ocserv.conf"
         self.process = self.namespace.start("ocserv", program, "-f", "-d", "1", "-c", str(config))
         self.process.wait_for("sec-mod initialized")
+
+    def restart(self) -> None:
+        """Have it forget every session."""
+        self.stop()
+        self._run()
+
+    def disconnect(self, user: str) -> None:
+        """Throw a user out."""
+        self._occtl("disconnect", "user", user)
 
     def stop(self) -> None:
         self.process.stop()
@@ -135,10 +146,13 @@ class Ocserv:
 
     def users(self) -> list[Mapping[str, Any]]:
         """Return what occtl knows of connected users."""
-        occtl = (str(PEERS / "bin/occtl"), "-s", str(self.folder / "occtl"))
-        said = self.namespace.run(*occtl, "--json", "show", "users", check=False).stdout
+        said = self._occtl("--json", "show", "users")
         users: list[Mapping[str, Any]] = json.loads(said) if said.strip() else []
         return users
+
+    def _occtl(self, *arguments: str) -> str:
+        occtl = (str(PEERS / "bin/occtl"), "-s", str(self.folder / "occtl"))
+        return self.namespace.run(*occtl, *arguments, check=False).stdout
 
     def kill_worker(self) -> None:
         """Kill the process that carries the only user, as a crash would."""

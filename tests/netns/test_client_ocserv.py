@@ -120,3 +120,29 @@ def test_new_keys_do_not_end_the_session(client: Client, ocserv: Ocserv) -> None
     assert client.vpnd.is_alive
     assert client.link()["inner"] == inner
     assert client.logins() == 1
+
+
+def test_a_server_that_forgot_the_session_is_logged_in_to_again(
+    client: Client, ocserv: Ocserv
+) -> None:
+    """ocserv keeps no cookies over a restart: certificate or password are shown once more."""
+    for profile, passwords in (
+        (ocserv.profile(user="carol", certificate=True), []),
+        (ocserv.profile(user="bob"), [PASSWORD]),
+    ):
+        client.connect(profile, passwords=passwords)
+        mark = client.vpnd.mark()
+        ocserv.restart()
+        client.wait_connected(since=mark, timeout_s=40)
+        client.namespace.ping(TARGET)
+        assert client.logins() == 2
+        client.stop()
+        client.wait_undone()
+
+
+def test_an_end_that_the_administrator_means_is_one(client: Client, ocserv: Ocserv) -> None:
+    """Who is thrown out does not come back by itself, and says why it ended."""
+    client.connect(ocserv.profile(user="bob"), passwords=[PASSWORD])
+    ocserv.disconnect("bob")
+    assert client.vpnd.wait(30) == 1
+    assert "the server ended the session" in client.vpnd.text()
