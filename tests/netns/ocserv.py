@@ -1,6 +1,7 @@
 """Debian's ocserv, unpacked and not installed, in the server namespace of a test bed."""
 
 import json
+import signal
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -124,8 +125,11 @@ class Ocserv:
         self.process.wait_for("sec-mod initialized")
 
     def restart(self) -> None:
-        """Have it forget every session."""
-        self.stop()
+        """Have it forget every session, and say good-bye to none of them, as a crash would."""
+        (user,) = self.users()
+        self.process.send(signal.SIGSTOP)  # so that no new worker takes the old one's place
+        Pid.of(int(user["ID"])).send(signal.SIGKILL)
+        self.process.kill()
         self._run()
 
     def disconnect(self, user: str) -> None:
@@ -157,7 +161,7 @@ class Ocserv:
     def kill_worker(self) -> None:
         """Kill the process that carries the only user, as a crash would."""
         (user,) = self.users()
-        Pid.of(int(user["ID"])).send(9)
+        Pid.of(int(user["ID"])).send(signal.SIGKILL)
 
 
 def _quoted(value: str) -> str:
