@@ -17,7 +17,7 @@ from vpnd.host.addresses import own_addresses
 from vpnd.host.helper_client import HelperClient
 from vpnd.policy.split_tunnel import Link
 
-TX_QUEUE_LEN = 64  # slots of 64 KiB between kernel and worker: a burst, and no long wait
+TX_QUEUE_LEN = 500  # packets between kernel and worker, as on the server
 RETRY_DELAY = 1.0  # seconds between two tries to reach a helper that went away
 NUMBERS = range(10, 1000)  # of clients' interfaces; the lower ones are servers'
 MAX_TRIES = 16  # interfaces that others take while we look for a free one

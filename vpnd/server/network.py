@@ -15,9 +15,9 @@ from vpnd.errors import HelperError
 from vpnd.host.helper_client import HelperClient
 from vpnd.policy.leases import Pool
 
-# Slots of 64 KiB in the queue between kernel and worker: enough for a burst, too few to make
-# a ping beside a saturating flow wait.
-TX_QUEUE_LEN = 64
+# Packets, or superpackets, between kernel and worker; the kernel's own default.  64 lost packets
+# of a 1000 a second stream whenever the worker had to wait 64 ms for a processor.
+TX_QUEUE_LEN = 500
 SOCKET_BUFFER = 4 * 1024 * 1024  # bytes a UDP socket may hold: 20 ms at 1.6 Gb/s
 RETRY_DELAY = 1.0  # seconds between two tries to reach a helper that went away
 
