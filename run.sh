@@ -431,7 +431,7 @@ run_tests() {
         need_capability "$CAP_SYS_ADMIN" CAP_SYS_ADMIN
         need_packages "${PROGRAM_PACKAGES[@]}" "${CLONE_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
         prepare test test -- "$@"
-        locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect
+        locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect ocserv
     else
         say "not root: without the tests on network namespaces, and those that change users skip" \
             "themselves (sudo ./run.sh test for all)"
