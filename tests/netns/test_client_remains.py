@@ -9,7 +9,7 @@ from tests.netns.client import INTERFACE, Client, Profile, device_profile, new_c
 from tests.netns.site import Site
 from tests.netns.snapshot import State, differences, snapshot
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.netns.namespace import ENVIRONMENT, PYTHON
 from tests.netns.person import Person
 from tests.netns.site import Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(120)]
 PASSWORD = "correct horse"
 
 

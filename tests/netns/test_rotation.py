@@ -74,6 +74,7 @@ class Returning:
         self.addresses.append(self._connect())
 
 
+@pytest.mark.once  # 45 s; the test above makes the same change of keys
 def test_fifty_sessions_and_one_that_stays_away(site: Site) -> None:
     """All that come back have their addresses; of the one that does not, the report says so."""
     for user in USERS:
