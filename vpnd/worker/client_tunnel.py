@@ -43,7 +43,10 @@ class ClientTunnel:
     peer: Peer = field(init=False)
     datagrams: ClientDatagrams | None = None
     bye: str | None = None
-    """What the server said when it ended the session; None if it did not."""
+    """What the server said when it ended the session; None if it did not.
+
+    Empty is ambiguous: ocserv says that to whom it throws out, and when it is shut down.
+    """
     _inbound: Inbound = field(init=False)
     _heard_at: float = 0.0
     _probe: asyncio.TimerHandle | None = None
@@ -111,8 +114,8 @@ class ClientTunnel:
             self.connection.send_control(cstp.encode(PacketType.DPD_RESPONSE, payload))
         elif kind in {PacketType.DISCONNECT, PacketType.TERMINATE}:
             said = cstp.parse_disconnect(payload)
-            self.bye = said.text or "no reason given"
-            self.connection.fail(f"the server ended the session: {self.bye}")
+            self.bye = said.text or ("" if said.code is None else "no reason given")
+            self.connection.fail(f"the server ended the session: {self.bye}".rstrip(": "))
         elif kind == PacketType.COMPRESSED:
             self.connection.fail("the server compresses although nothing was agreed")
 

@@ -28,7 +28,7 @@ from vpnd.wire import cstp
 from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_stream import ConnectionFailed, ServerConnection
 from vpnd.worker.client_tunnel import ClientTunnel
-from vpnd.worker.connector import Connector, Fatal
+from vpnd.worker.connector import Connector, Fatal, SessionEnded
 from vpnd.worker.control import TUN_GONE, ControlChannel
 from vpnd.worker.messages import (
     ClientState,
@@ -132,6 +132,7 @@ class ClientWorker:
     async def _stay_connected(self) -> None:
         waits = delays(random.random)
         attempt, lost_at, reason = 0, time.monotonic(), ""
+        thrown_out = False
         while True:
             attempt += 1
             try:
@@ -140,6 +141,10 @@ class ClientWorker:
                 self._end(str(exc), exc.exit_status)
                 return
             except (VpnError, OSError, TimeoutError) as exc:
+                if thrown_out and attempt == 1 and isinstance(exc, SessionEnded):
+                    # it was there all the time, and meant us
+                    self._end("the server ended the session", 1)
+                    return
                 reason = explain(exc, self._used.host if self._used else "")
                 limit = self._settings.reconnect_timeout_s
                 if limit and time.monotonic() - lost_at > limit:
@@ -149,9 +154,11 @@ class ClientWorker:
                 continue
             self._tell("connected", "", attempt)
             reason = await self._serve(tunnel)
-            if self._tunnel is not None and self._tunnel.bye is not None:
-                self._end(f"the server ended the session: {self._tunnel.bye}", 1)
+            bye = self._tunnel.bye if self._tunnel is not None else None
+            if bye:
+                self._end(f"the server ended the session: {bye}", 1)
                 return
+            thrown_out = bye is not None
             log.warning("connection lost", reason=reason)
             waits = delays(random.random)
             attempt, lost_at = 0, time.monotonic()
@@ -204,6 +211,8 @@ class ClientWorker:
             try:
                 connection, params = await self._connector.reach(remote, self._given())
                 return await self._set_up(connection, params)
+            except SessionEnded:
+                raise
             except ServerNotTrusted as exc:
                 trouble = exc
                 log.error("the server is not trusted", name=remote.host, reason=str(exc))

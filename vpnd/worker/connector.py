@@ -35,6 +35,10 @@ Fatal = ConfigError
 """Raised where another try cannot help; the text is for the person."""
 
 
+class SessionEnded(ConnectionFailed):
+    """The server does not take the cookie any more; the next try logs in again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Cookie:
     """A session's cookie and the (host, port) it holds at."""
@@ -221,7 +225,7 @@ class Connector:
             return connection, event.params
         if isinstance(event, TunnelRefused) and event.cookie_refused and not rekey:
             del self._cookies[_key(remote)]  # the session is over: the next try logs in again
-            raise ConnectionFailed("the session has ended, a new login is needed")
+            raise SessionEnded("the session has ended, a new login is needed")
         if isinstance(event, TunnelRefused):
             raise ConnectionFailed(f"tunnel refused: {event.status} {event.reason}")
         raise ConnectionFailed("the server answers a CONNECT with something else")
