@@ -88,16 +88,17 @@ def test_other_ports_of_a_nat_are_hardly_noticed(
     transfer = Transfer.start(client.namespace, site.gateway4, up=SIZE, down=SIZE)
     for direction in ("up", "down"):
         transfer.wait_mebibytes(direction, 20)
-        moved_at = time.time()
-        ports = roamer.rebind()
+        moved_at, mark = time.time(), site.daemons.vpnd.mark()
+        roamer.rebind()
         transfer.wait_mebibytes(direction, 60)
         pause = pulse.longest_pause(moved_at)
         print(f"other NAT ports in mid-{direction}: {pause:.2f} s without an answer")
         assert pause < REBIND_S * ALLOWANCE
+        # which port it is in the end is the NAT's: answers to the old one may map it again
+        assert "client moved" in site.daemons.vpnd.text(mark)
     transfer.finish()
     after = site.session("alice")
     assert after["id"] == before["id"]
-    assert int(after["outer"].rpartition(":")[2]) in ports
     assert client.session()["channel"] == "DTLS"
     assert client.logins() == 1
 
