@@ -10,7 +10,7 @@ from tests.netns.roaming import Pulse, Roamer
 from tests.netns.site import QUICK_TIMERS, Site
 from tests.netns.transfer import Transfer, serve_transfers
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(240)]
 SIZE = 100 << 20
 ROAM_S, REBIND_S = 3.0, 1.0  # promised
 UNSEEN_S = 8.0  # two seconds of doubt, two of questions over UDP, and the same over TCP

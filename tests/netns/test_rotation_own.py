@@ -11,7 +11,7 @@ from tests.netns.client import Client, device_profile, new_client
 from tests.netns.numbered import Stream, serve_numbered
 from tests.netns.site import Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(180)]
 STREAM_S = 8.0  # two rotations, and the end of the first overlap
 BREAK_MS = 5000  # for a stock client to be back
 PROMPT_MS = 2000
