@@ -447,7 +447,7 @@ run_tests() {
     fi
     local newest=0 debian13=0
     announce .venv "the newest libraries"
-    suite .venv "$only" || newest=$?
+    .venv/bin/python -m pytest -m "$only" || newest=$?
     if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
         say "not tested: Debian 13's libraries, of which there are no packages for $("$PYTHON" -V)"
         return "$newest"
@@ -458,28 +458,9 @@ run_tests() {
     announce .venv-debian13 "the libraries of Debian 13"
     # Marked `once` is what a second time would only repeat, since no library of this generation
     # has a hand in it: the linters, and the tests that start run.sh and so the programs of .venv.
-    suite .venv-debian13 "not once${only:+ and $only}" || debian13=$?
+    .venv-debian13/bin/python -m pytest -m "not once${only:+ and $only}" || debian13=$?
     ((newest == 0)) || say "tests failed with the newest libraries: see further up"
     return $((newest ? newest : debian13))
-}
-
-# Network tests await events within deadlines, which other work on a shared machine can make them
-# miss: those that fail are run once more, in the open. Any other failure is one at once.
-suite() { # VENV MARKERS
-    local status=0
-    "$1/bin/python" -m pytest -m "$2" || status=$?
-    ((status == 1)) && only_network_tests_failed || return "$status"
-    say "network tests failed, see above; they are run once more"
-    "$1/bin/python" -m pytest -m "$2" --last-failed --last-failed-no-failures=none
-}
-
-only_network_tests_failed() {
-    "$PYTHON" - .pytest_cache/v/cache/lastfailed <<'PY'
-import json, sys
-with open(sys.argv[1], encoding="utf-8") as file:
-    failed = json.load(file)
-sys.exit(not failed or not all(name.startswith("tests/netns/") for name in failed))
-PY
 }
 
 announce() { # VENV WHAT
