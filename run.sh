@@ -425,7 +425,7 @@ run_demo() {
 }
 
 run_tests() {
-    local only=""
+    local only="not systemd and not bench"
     if ((EUID == 0)); then
         need_network_rights
         need_capability "$CAP_SYS_ADMIN" CAP_SYS_ADMIN
@@ -435,7 +435,7 @@ run_tests() {
     else
         say "not root: without the tests on network namespaces, and those that change users skip" \
             "themselves (sudo ./run.sh test for all)"
-        only="not netns"
+        only+=" and not netns"
         need_packages python3 python3-venv git openssl
         need_python
         need_venv test
@@ -445,20 +445,32 @@ run_tests() {
     if (($#)); then
         exec .venv/bin/python -m pytest -m "$only" "$@"
     fi
-    local newest=0 debian13=0
-    announce .venv "the newest libraries"
-    .venv/bin/python -m pytest -m "$only" || newest=$?
     if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
         say "not tested: Debian 13's libraries, of which there are no packages for $("$PYTHON" -V)"
-        return "$newest"
+        announce .venv "the newest libraries"
+        exec .venv/bin/python -m pytest -m "$only"
     fi
     locked make_venv "$HERE/.venv-debian13" test --only-binary=cryptography,numpy \
         --constraint "$HERE/tests/constraints-debian13.txt" ||
         die "pip could not install Debian 13's libraries: read $HERE/.venv-debian13/pip.log"
-    announce .venv-debian13 "the libraries of Debian 13"
+    test_both_generations "$only"
+}
+
+# Side by side: network tests wait more than they compute, and their namespaces are their own.
+test_both_generations() { # MARKERS
+    local newest=0 debian13=0 log=$HERE/.cache/test-debian13.log
     # Marked `once` is what a second time would only repeat, since no library of this generation
     # has a hand in it: the linters, and the tests that start run.sh and so the programs of .venv.
-    .venv-debian13/bin/python -m pytest -m "not once${only:+ and $only}" || debian13=$?
+    .venv-debian13/bin/python -m pytest -m "not once and $1" >"$log" 2>&1 &
+    readonly BESIDE=$!
+    trap 'kill "$BESIDE" 2>/dev/null || true' EXIT
+    trap 'exit 130' INT TERM HUP
+    announce .venv "the newest libraries"
+    .venv/bin/python -m pytest -m "$1" || newest=$?
+    announce .venv-debian13 "the libraries of Debian 13, at the same time"
+    wait "$BESIDE" || debian13=$?
+    trap - EXIT
+    cat "$log"
     ((newest == 0)) || say "tests failed with the newest libraries: see further up"
     return $((newest ? newest : debian13))
 }

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def make_bed(
     yield make
     for bed in beds:
         if request.session.testsfailed > failed_before:
-            bed.keep_logs(CACHE / "netns-logs" / request.module.__name__)
+            bed.keep_logs(CACHE / "netns-logs" / Path(sys.prefix).name / request.module.__name__)
         bed.close()
 
 
