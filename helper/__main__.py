@@ -27,6 +27,21 @@ UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 WARNING, NOTICE, INFO = 4, 5, 6  # sd-daemon(3)
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
+OPTIONS = argparse.ArgumentParser(prog="pyvpn-helper", description="Changes the host for vpnd.")
+for name, default, metavar, what in (
+    ("--socket", "/run/pyvpn-helper.sock", "FILE", "the socket to listen on, if not systemd's"),
+    ("--run-dir", "/run/pyvpn-helper", "DIR", "where it notes what it changes, to undo it"),
+    ("--policy", "/etc/pyvpn/helper.toml", "FILE", "who may ask for what"),
+):
+    OPTIONS.add_argument(
+        name,
+        type=Path,
+        default=Path(default),
+        metavar=metavar,
+        help=f"{what} (default: %(default)s)",
+    )
+OPTIONS.add_argument("--undo", action="store_true", help="undo what was left behind, and exit")
+
 
 def log(level: int, text: str) -> None:
     """Write one line, with its level for the journal, without it for a person at a terminal."""
@@ -161,12 +176,7 @@ def run(options: argparse.Namespace, adoption_s: float = ADOPTION_S) -> int:
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="pyvpn-helper", description="changes the host for vpnd")
-    parser.add_argument("--socket", type=Path, default=Path("/run/pyvpn-helper.sock"))
-    parser.add_argument("--run-dir", type=Path, default=Path("/run/pyvpn-helper"))
-    parser.add_argument("--policy", type=Path, default=Path("/etc/pyvpn/helper.toml"))
-    parser.add_argument("--undo", action="store_true", help="undo what was left behind, and exit")
-    return run(parser.parse_args())
+    return run(OPTIONS.parse_args())
 
 
 if __name__ == "__main__":
