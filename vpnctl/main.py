@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vpnctl import daemons, output
 from vpnctl.commands import client, down, pki, rotate_keys, status, up, user
+from vpnd import __version__
 from vpnd.errors import VpnError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say
@@ -61,26 +62,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments; the general options may stand before or after the command."""
-    general = _general_options()
-    args, rest = general.parse_known_args(argv)
-    parser = argparse.ArgumentParser(
+    args, rest = general_options().parse_known_args(argv)
+    return parser().parse_args(rest, args)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; manual and completions are made from it."""
+    top = argparse.ArgumentParser(
         prog="vpnctl",
         description="Look at and change a running pyvpn daemon, and its certificates.",
         epilog="General options may stand after the command too. Exit status: 1 refused or "
         "failed, 2 wrong arguments, 3 vpnd is not running, 4 not permitted.",
-        parents=[general],
+        parents=[general_options()],
         allow_abbrev=False,
     )
-    parser.set_defaults(command=DEFAULT)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"pyvpn {__version__}")
+    top.set_defaults(command=DEFAULT)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
-        subparser = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        subparser = commands.add_parser(command.NAME, help=command.HELP)
         subparser.set_defaults(command=command)
         command.register(subparser)
-    return parser.parse_args(rest, args)
+    _describe(commands)
+    return top
 
 
-def _general_options() -> argparse.ArgumentParser:
+def _describe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Begin the help of each command, and of its actions, with what it does."""
+    for pseudo in commands._choices_actions:  # noqa: SLF001 - argparse keeps the texts there
+        subparser, text = commands.choices[pseudo.dest], pseudo.help or ""
+        if subparser.description is None:
+            subparser.description = f"{text[:1].upper()}{text[1:]}."
+        for action in subparser._actions:  # noqa: SLF001 - likewise
+            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no other name
+                _describe(action)
+
+
+def general_options() -> argparse.ArgumentParser:
+    """Return the options that all commands have."""
     options = argparse.ArgumentParser("vpnctl", add_help=False, allow_abbrev=False)
     for name, default, what in (
         ("--run-dir", daemons.SERVER_RUN_DIR, "where the daemon's socket is"),

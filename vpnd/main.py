@@ -16,21 +16,30 @@ CLIENT_RUN_DIR = "/run/pyvpn-client-NAME"
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of vpnd's command line."""
-    top = argparse.ArgumentParser(prog="vpnd", description="pyvpn's daemon")
+    top = argparse.ArgumentParser(prog="vpnd", description="Serve VPN clients, or be one.")
     top.add_argument("--version", action="version", version=f"pyvpn {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="ROLE")
-    _server_options(roles.add_parser("server", help="serve clients"))
-    _client_options(roles.add_parser("client", help="connect to a server"))
+    _server_options(roles.add_parser("server", help="serve clients", description="Serve clients."))
+    _client_options(
+        roles.add_parser("client", help="connect to a server", description="Connect to a server.")
+    )
     return top
 
 
 def _server_options(options: argparse.ArgumentParser) -> None:
     options.set_defaults(run=_run_server)
-    options.add_argument(
-        "--config", type=Path, default=Path("/etc/pyvpn/server.toml"), metavar="FILE"
-    )
-    options.add_argument("--state-dir", type=Path, default=Path("/var/lib/pyvpn"), metavar="DIR")
-    options.add_argument("--run-dir", type=Path, default=Path("/run/pyvpn-server"), metavar="DIR")
+    for name, metavar, default, what in (
+        ("--config", "FILE", "/etc/pyvpn/server.toml", "the configuration"),
+        ("--state-dir", "DIR", "/var/lib/pyvpn", "users, sessions and the server's keys"),
+        ("--run-dir", "DIR", "/run/pyvpn-server", "where the socket for vpnctl is made"),
+    ):
+        options.add_argument(
+            name,
+            type=Path,
+            default=Path(default),
+            metavar=metavar,
+            help=f"{what} (default: %(default)s)",
+        )
 
 
 def _client_options(options: argparse.ArgumentParser) -> None:
@@ -40,12 +49,29 @@ def _client_options(options: argparse.ArgumentParser) -> None:
         metavar="PROFILE",
         help="the file that `vpnctl client add` made, or https://HOST[:PORT][/PATH]",
     )
-    options.add_argument("--run-dir", type=Path, metavar="DIR", help=f"default: {CLIENT_RUN_DIR}")
     options.add_argument(
-        "--script", type=Path, metavar="FILE", help="a vpnc-script to set up addresses and routes"
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where the socket for vpnctl is made (default: {CLIENT_RUN_DIR})",
     )
-    options.add_argument("--helper-socket", type=Path, metavar="FILE")
-    options.add_argument("--interface", metavar="NAME", help="pyvpn10 to pyvpn999")
+    options.add_argument(
+        "--script",
+        type=Path,
+        metavar="FILE",
+        help="a vpnc-script that sets up addresses and routes instead of the helper",
+    )
+    options.add_argument(
+        "--helper-socket",
+        type=Path,
+        metavar="FILE",
+        help="the socket of the privileged helper (default: as the profile says)",
+    )
+    options.add_argument(
+        "--interface",
+        metavar="NAME",
+        help="name of the TUN interface, pyvpn10 to pyvpn999 (default: as the profile says)",
+    )
     options.add_argument("--user", metavar="NAME", help="log in as this user")
     url = options.add_argument_group("with a URL")
     url.add_argument(
@@ -56,9 +82,14 @@ def _client_options(options: argparse.ArgumentParser) -> None:
         help="pin-sha256:... of the server's key, instead of CA and name; may be repeated",
     )
     url.add_argument(
-        "--ca", type=Path, metavar="FILE", help="CA certificates; default: the system's"
+        "--ca",
+        type=Path,
+        metavar="FILE",
+        help="CA certificates that the server's is checked against (default: the system's)",
     )
-    url.add_argument("--certificate", type=Path, metavar="FILE", help="the client's, PEM")
+    url.add_argument(
+        "--certificate", type=Path, metavar="FILE", help="the client's certificate, PEM"
+    )
     url.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
     url.add_argument("--allow-tls12", action="store_true", help="for servers without TLS 1.3")
     numbers = options.add_argument_group("descriptors (secrets are never arguments)")

@@ -16,6 +16,7 @@ from tests.vpnctl.program import ROOT, Daemon, vpnctl
 from vpnctl import connection
 from vpnctl.connection import DaemonAbsent, DaemonProxy, Refused, call
 from vpnctl.main import main
+from vpnd import __version__
 from vpnd.errors import VpnError
 
 ONE_LINE = 1
@@ -239,3 +240,17 @@ def test_commands_ask_several_things_on_one_connection(daemon: Daemon) -> None:
         call(args, add_and_fail)
     with pytest.raises(Refused, match="no client 'tablet'"):
         call(args, lambda proxy: proxy.revoke_client("tablet"))
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """For bug reports, and before a daemon runs."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+def test_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a command inside a command."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["user", "passwd", "--help"])
+    assert "Give a user a new password." in capsys.readouterr().out

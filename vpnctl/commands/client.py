@@ -41,24 +41,45 @@ def register(parser: argparse.ArgumentParser) -> None:
     adding = actions.add_parser("add", help="make a client's NAME.toml and NAME.p12")
     adding.add_argument("name", metavar="NAME", help="name of the device, unique for its user")
     adding.add_argument(
-        "--user", help="user it belongs to, made where there is none (default: NAME)"
+        "--user",
+        metavar="USER",
+        help="user it belongs to, made where there is none (default: NAME)",
     )
     adding.add_argument(
         "--foreign",
         action="store_true",
         help="for other makers' clients, which cannot renew: valid 2 years instead of 90 days",
     )
-    adding.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="default: here")
     adding.add_argument(
-        "--key-type", choices=KEY_TYPES, default="p256", help="default: %(default)s"
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="where the two files are written (default: the current directory)",
     )
-    adding.add_argument("--ca-dir", type=Path, default=argparse.SUPPRESS, metavar="DIR")
+    adding.add_argument(
+        "--key-type",
+        choices=KEY_TYPES,
+        default="p256",
+        help="kind of the client's key (default: %(default)s)",
+    )
+    adding.add_argument(
+        "--ca-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="where the certificate authority is",
+    )
     adding.set_defaults(run_action=lambda args: add(args, system_account(CA_USER)))
     listing = actions.add_parser("list", help="show all clients, revoked ones too")
     listing.set_defaults(run_action=_list)
     revoke = actions.add_parser("revoke", help="end a client's sessions and refuse it for good")
-    revoke.add_argument("name", metavar="NAME")
-    revoke.add_argument("--user", help="needed where several users have a client of that name")
+    revoke.add_argument("name", metavar="NAME", help="name of the device")
+    revoke.add_argument(
+        "--user",
+        metavar="USER",
+        help="user it belongs to; needed where several users have a client of that name",
+    )
     revoke.set_defaults(run_action=_revoke)
 
 

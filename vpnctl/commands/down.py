@@ -17,7 +17,9 @@ POLL_S = 0.05
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="default: the one that is up")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="the client (default: the one that is up)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,9 +40,17 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="host name or address of the server, the one for profiles first "
         "(may be repeated; default: this host's name)",
     )
-    init.add_argument("--key-type", choices=KEY_TYPES, default="p256", help="default: %(default)s")
-    init.add_argument("--ca-dir", type=Path, default=argparse.SUPPRESS, metavar="DIR")
-    init.add_argument("--state-dir", type=Path, default=argparse.SUPPRESS, metavar="DIR")
+    init.add_argument(
+        "--key-type",
+        choices=KEY_TYPES,
+        default="p256",
+        help="kind of all keys that are made (default: %(default)s)",
+    )
+    for name, what in (
+        ("--ca-dir", "where the certificate authority is made"),
+        ("--state-dir", "where the server's keys and certificate are made"),
+    ):
+        init.add_argument(name, type=Path, default=argparse.SUPPRESS, metavar="DIR", help=what)
 
 
 def run(args: argparse.Namespace) -> int:

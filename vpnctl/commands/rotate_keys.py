@@ -23,10 +23,12 @@ HEADINGS = ("SESSION", "USER", "CLIENT", "NEW KEYS", "SECONDS", "REMARK")
 def register(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--session", metavar="ID", help="one session; `vpnctl --json` shows its id")
+    which.add_argument(
+        "--session", metavar="ID", help="one session; `vpnctl status --json` shows its id"
+    )
     which.add_argument("--user", metavar="NAME", help="all sessions of a user")
     which.add_argument("--all", action="store_true", help="all sessions")
-    which.add_argument("--client", metavar="NAME", help="of the client NAME that is up here")
+    which.add_argument("--client", metavar="NAME", help="the session of a client on this machine")
 
 
 def run(args: argparse.Namespace) -> int:

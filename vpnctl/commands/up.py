@@ -42,15 +42,42 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--foreground", action="store_true", help="stay, and write the log here; Ctrl-C ends it"
     )
     parser.add_argument("--user", metavar="NAME", help="log in as this user")
-    parser.add_argument("--script", type=Path, metavar="FILE", help="a vpnc-script")
-    parser.add_argument("--helper-socket", type=Path, metavar="FILE")
     parser.add_argument(
-        "--log-dir", type=Path, default=LOGS, metavar="DIR", help="default: %(default)s"
+        "--script",
+        type=Path,
+        metavar="FILE",
+        help="a vpnc-script that sets up addresses and routes instead of the helper",
     )
-    parser.add_argument("--pin", action="append", metavar="PIN", help="with a URL")
-    parser.add_argument("--allow-tls12", action="store_true", help="with a URL")
-    for name in ("--password-fd", "--otp-fd"):
-        parser.add_argument(name, type=int, metavar="N", help="secrets from this descriptor")
+    parser.add_argument(
+        "--helper-socket",
+        type=Path,
+        metavar="FILE",
+        help="the socket of the privileged helper (default: as the profile says)",
+    )
+    parser.add_argument(
+        "--log-dir",
+        type=Path,
+        default=LOGS,
+        metavar="DIR",
+        help="where the log is written, in client-NAME.log (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pin",
+        action="append",
+        metavar="PIN",
+        help="with a URL: the server's key, pin-sha256:..., instead of CA and name; may be "
+        "repeated",
+    )
+    parser.add_argument(
+        "--allow-tls12", action="store_true", help="with a URL: for servers without TLS 1.3"
+    )
+    for name, what in (
+        ("--password-fd", "the password, and others to try when it is refused"),
+        ("--otp-fd", "one-time codes"),
+    ):
+        parser.add_argument(
+            name, type=int, metavar="N", help=f"read from this descriptor, one a line: {what}"
+        )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,9 +25,13 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     add = actions.add_parser("add", help="add a user who logs in by password")
-    add.add_argument("name", metavar="NAME")
+    add.add_argument("name", metavar="NAME", help="what the user logs in as")
     add.add_argument(
-        "--group", action="append", default=[], metavar="GROUP", help="may be repeated"
+        "--group",
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help="a group the user is in; may be repeated",
     )
     source = add.add_mutually_exclusive_group()
     source.add_argument("--password-stdin", action="store_true", help=STDIN_HELP)
@@ -35,7 +39,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--no-password", action="store_true", help="the user logs in by certificate only"
     )
     passwd = actions.add_parser("passwd", help="give a user a new password")
-    passwd.add_argument("name", metavar="NAME")
+    passwd.add_argument("name", metavar="NAME", help="the user")
     passwd.add_argument("--password-stdin", action="store_true", help=STDIN_HELP)
     actions.add_parser("list", help="list all users")
 
