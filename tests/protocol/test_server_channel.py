@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpnd.errors import LocalProtocolError, Malformed
-from vpnd.protocol.events import LoginStep, TunnelRequested
+from vpnd.protocol.events import LoginStep, LogoutRequested, TunnelRequested
 from vpnd.protocol.server_channel import (
     MAX_PATH,
     TRANSITIONS,
@@ -238,6 +238,24 @@ def test_a_login_refused_for_good_is_a_page_that_stock_clients_print() -> None:
     assert auth.get("id") == "main"
     assert root.find(".//form") is None
     assert root.findtext(".//error") == "Login failed."
+    assert channel.state is State.CLOSING
+
+
+LOGOUT = b'<?xml version="1.0"?><config-auth client="vpn" type="logout"/>'
+
+
+@pytest.mark.parametrize("cookie", ["", COOKIE])
+def test_a_logout_hands_over_the_cookie_and_closes(cookie: str) -> None:
+    """It begins no login, with a session or without one."""
+    channel = ServerChannel()
+    event = channel.receive(post(LOGOUT, cookie=f"webvpn={cookie}" if cookie else ""))
+    assert event == LogoutRequested(cookie or None)
+    assert COOKIE not in repr(event)
+    channel.logged_out()
+    line, fields, body = answer(channel)
+    assert line == "HTTP/1.1 200 OK"
+    assert fields["Set-Cookie"].startswith("webvpn=; Max-Age=0")
+    assert body == b""
     assert channel.state is State.CLOSING
 
 

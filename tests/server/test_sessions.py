@@ -509,3 +509,66 @@ def test_a_revoked_client_cannot_change_its_keys(server: Server, store: Store) -
     )
     assert server.sessions.open(query, NOW).refused == 401
     assert not server.sessions.coming
+
+
+def test_a_living_session_ends_with_its_certificate(server: Server, store: Store) -> None:
+    """A tunnel that never reconnects must not outlive what opened it."""
+    reply = server.granted(server.sessions.begin(LAPTOP, NOW))
+    server.sessions.expire(NOW + 9_999)
+    assert server.told == []
+    server.sessions.expire(NOW + 10_000)
+    assert server.told == [(reply.tunnel, "certificate has expired")]
+    assert store.sessions.all() == []
+    assert server.sessions.live == {}
+
+
+def test_a_living_session_ends_with_its_user(server: Server, store: Store) -> None:
+    """`valid_until` is a promise, whether or not the client reconnects."""
+    store.users.put(replace(store.users.get("bob") or User("bob"), valid_until=NOW + 100))
+    cookie = server.sessions.begin(LoginAccepted("bob", None, "password", None), NOW)
+    other = server.granted(server.sessions.begin(PASSWORD, NOW))
+    reply = server.granted(cookie)
+    server.sessions.expire(NOW + 99)
+    assert server.told == []
+    server.sessions.expire(NOW + 100)
+    assert server.told == [(reply.tunnel, "user has expired")]
+    assert list(server.sessions.live) == [other.tunnel]
+    assert server.connect(cookie, NOW + 101).refused == 401
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"valid_until": NOW + 1}, "user has expired"), ({"disabled": True}, "user is disabled")],
+)
+def test_what_becomes_of_a_user_is_noticed_while_connected(
+    server: Server, store: Store, changes: dict[str, float], reason: str
+) -> None:
+    """The end may come nearer after the session has begun."""
+    reply = server.granted(server.sessions.begin(PASSWORD, NOW))
+    server.sessions.expire(NOW)
+    store.users.put(replace(store.users.get("alice") or User("alice"), **changes))  # type: ignore[arg-type]
+    server.sessions.expire(NOW + 5)
+    assert server.told == [(reply.tunnel, reason)]
+
+
+def test_a_longer_life_is_noticed_in_time(server: Server, store: Store) -> None:
+    """A user who was prolonged stays connected."""
+    user = store.users.put(replace(store.users.get("alice") or User("alice"), valid_until=NOW + 9))
+    server.granted(server.sessions.begin(PASSWORD, NOW))
+    server.sessions.expire(NOW)
+    store.users.put(replace(user, valid_until=NOW + 1000))
+    server.sessions.expire(NOW + 10)
+    server.sessions.expire(NOW + 999)
+    assert server.told == []
+
+
+def test_a_logout_ends_the_cookie_and_the_tunnel(server: Server, store: Store) -> None:
+    """Whoever finds the cookie afterwards has found nothing."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    reply = server.granted(cookie)
+    server.sessions.log_out("another cookie", "192.0.2.9:1")
+    assert server.told == []
+    server.sessions.log_out(cookie, "192.0.2.9:1")
+    assert server.told == [(reply.tunnel, "the client logged out")]
+    assert store.sessions.all() == []
+    assert server.connect(cookie).refused == 401

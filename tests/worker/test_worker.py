@@ -20,6 +20,7 @@ from vpnd.worker.messages import (
     FormInput,
     LoginQuery,
     LoginReply,
+    Logout,
     OpenQuery,
     OpenReply,
     Stop,
@@ -77,6 +78,24 @@ def test_a_login_and_a_tunnel_on_one_connection(site: TestSite) -> None:
         assert first.values == {"username": "alice"}
         assert isinstance(second, OpenQuery)
         assert (second.cookie, second.wants_ipv4, second.wants_ipv6) == (COOKIE, True, True)
+
+    play(site, scene)
+
+
+def test_a_logout_reaches_the_master_and_ends_the_connection(site: TestSite) -> None:
+    """The master forgets the session; the client is told that its cookie is gone."""
+
+    async def scene(bench: Bench) -> None:
+        remote = await bench.remote()
+        body = b'<config-auth client="vpn" type="logout"/>'
+        answer = await remote.request(
+            b"POST / HTTP/1.1\r\nHost: vpn\r\nCookie: webvpn=%s\r\nContent-Length: %d\r\n\r\n%s"
+            % (COOKIE.encode(), len(body), body)
+        )
+        assert b"Set-Cookie: webvpn=; Max-Age=0" in answer
+        assert await remote.is_closed()
+        await bench.border.status()  # what was sent before has arrived
+        assert [m.cookie for m in bench.border.seen if isinstance(m, Logout)] == [COOKIE]
 
     play(site, scene)
 

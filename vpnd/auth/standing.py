@@ -55,6 +55,14 @@ def session_refusal(
     return client_refusal(store, user, client, serial, now)
 
 
+def standing_end(store: Store, user: str, client: str | None) -> float | None:
+    """Return when user or client will not be welcome any more, None for never."""
+    known = store.users.get(user)
+    device = store.clients.get(user, client) if client is not None else None
+    ends = [known.valid_until if known else None, device.not_after if device else None]
+    return min((end for end in ends if end is not None), default=None)
+
+
 def shown(claim: str) -> str:
     """Return a name that a peer claims in a form that cannot disturb a log."""
     return claim if NAME.fullmatch(claim) else ascii(claim[:SHOWN])

@@ -23,4 +23,11 @@ class TunnelRequested:
     connect: ConnectRequest
 
 
-Event = LoginStep | TunnelRequested
+@dataclass(frozen=True, slots=True)
+class LogoutRequested:
+    """The client is done with its session; end what the cookie opens, and call `logged_out`."""
+
+    cookie: str | None = field(repr=False)
+
+
+Event = LoginStep | TunnelRequested | LogoutRequested

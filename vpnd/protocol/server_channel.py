@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from vpnd.errors import LocalProtocolError, Malformed
-from vpnd.protocol.events import Event, LoginStep, TunnelRequested
+from vpnd.protocol.events import Event, LoginStep, LogoutRequested, TunnelRequested
 from vpnd.wire.auth_messages import (
     AuthForm,
     encode_form,
@@ -120,6 +120,10 @@ class ServerChannel:
 
     def _login(self, request: Request) -> Event:
         asked = parse_auth_request(request.body)
+        if asked.kind == "logout":
+            cookie = request.cookie(SESSION_COOKIE)
+            self._move(Step.LOGIN_STEP)
+            return LogoutRequested(cookie)
         step = LoginStep(
             fields=asked.fields,
             group=asked.group,
@@ -164,6 +168,16 @@ class ServerChannel:
     def login_refused(self, message: str) -> None:
         """Tell the client that this login has failed for good, and close."""
         self._respond(200, "OK", [_XML, _VERSION, _CLOSE], encode_refusal(message))
+        self._move(Step.END)
+
+    def logged_out(self) -> None:
+        """The session, if there was one, is over: its cookie is forgotten here and there."""
+        headers = [
+            ("Set-Cookie", f"{SESSION_COOKIE}=; Max-Age=0{_COOKIE_FLAGS}"),
+            _VERSION,
+            _CLOSE,
+        ]
+        self._respond(200, "OK", headers)
         self._move(Step.END)
 
     def login_busy(self) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 from vpnd import __version__, log
 from vpnd.auth.hasher import PasswordHasher
 from vpnd.config.model import ServerConfig
+from vpnd.errors import StoreError
 from vpnd.ipc import api
 from vpnd.pki.certificates import load_chain, server_names
 from vpnd.pki.pins import server_pins
@@ -223,12 +224,18 @@ class Admin:
         earlier = self._store.clients.get(user, name)
         if earlier is not None and earlier.revoked_at is None:
             raise api.AlreadyExists(kind="client", name=name)
-        if self._store.users.get(user) is None:
+        is_new_user = self._store.users.get(user) is None
+        if is_new_user:
             self._store.users.put(contract.User(user))
-        client = contract.Client(user, name, serial, time.time(), float(not_after), foreign)
         # a revoked client may be made anew: the old serial number is then nobody's
         revision = earlier.revision if earlier is not None else 0
-        self._store.clients.put(replace(client, revision=revision))
+        try:
+            client = contract.Client(user, name, serial, time.time(), float(not_after), foreign)
+            self._store.clients.put(replace(client, revision=revision))
+        except StoreError:
+            if is_new_user:  # made for this client alone
+                self._store.users.delete(user)
+            raise
         log.event("client added", user=user, client=name)
 
     async def revoke_client(self, name: str, user: str | None) -> int:

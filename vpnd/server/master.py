@@ -33,6 +33,7 @@ from vpnd.store.sqlite import open_store
 from vpnd.worker.messages import (
     EndTunnel,
     LoginQuery,
+    Logout,
     Message,
     OpenQuery,
     OpenReply,
@@ -201,6 +202,11 @@ class Master:
             self._sessions.ended(message, now)
         if isinstance(message, TunnelTakesOver):
             self._sessions.take_over(message)
+        if isinstance(message, Logout):
+            try:
+                self._sessions.log_out(message.cookie, message.address)
+            except StoreError as exc:
+                log.error("session not ended", address=message.address, error=str(exc))
         return None
 
     def _end_tunnel(self, number: int, reason: str) -> None:

@@ -21,6 +21,7 @@ from vpnd.auth.standing import session_refusal
 from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError, VpnError
 from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
+from vpnd.server.standing import StandingWatch
 from vpnd.store.contract import Session, Store
 from vpnd.store.leasing import KeysInUse, take_lease, touch_lease
 from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded, TunnelTakesOver
@@ -73,6 +74,7 @@ class Sessions:
         self.live: dict[int, LiveTunnel] = {}
         self.coming: dict[int, LiveTunnel] = {}
         """Tunnels that are to take the place of a live one of their session."""
+        self._standing = StandingWatch(store)
         self.on_change: Callable[[Change], None] = lambda _: None
 
     def serving(self, session_id: str) -> LiveTunnel | None:
@@ -348,8 +350,35 @@ class Sessions:
                 ended += 1
         return ended
 
+    def log_out(self, cookie: str, address: str) -> None:
+        """The client is done: its cookie opens nothing any more."""
+        session = self._store.sessions.by_cookie(cookie_hash(cookie))
+        if session is None:
+            return
+        self._store.sessions.delete(session.id)
+        self._drop_session(session.id, "the client logged out")
+        log.event(
+            "logged out",
+            user=session.user,
+            client=session.client,
+            session=session.id,
+            address=address,
+        )
+
     def expire(self, now: float) -> None:
-        """Forget sessions whose time is over."""
+        """Forget sessions whose time is over, and those who are not welcome any more."""
+        live = {tunnel.session.id: tunnel.session for tunnel in self.live.values()}
+        for session, reason in self._standing.refused(live.values(), now):
+            log.warning(
+                "session ended",
+                user=session.user,
+                client=session.client,
+                session=session.id,
+                reason=reason,
+            )
+            self._store.sessions.delete(session.id)
+            touch_lease(self._store.leases, session.lease_key, now=now)
+            self._drop_session(session.id, reason)
         for session in self._store.sessions.expire(
             now, cookie_timeout_s=self._config.session.cookie_timeout_s
         ):

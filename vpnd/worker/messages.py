@@ -49,6 +49,14 @@ class LoginQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class Logout:
+    """Worker -> master: whoever has this cookie is done with its session."""
+
+    cookie: str = field(repr=False)
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class FormInput:
     """One field of a login form."""
 
@@ -335,6 +343,7 @@ Message = (
     | Ready
     | LoginQuery
     | LoginReply
+    | Logout
     | OpenQuery
     | OpenReply
     | TunnelTakesOver

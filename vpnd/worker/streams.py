@@ -18,7 +18,7 @@ from vpnd.auth.hasher import source
 from vpnd.dataplane.peer import Peer
 from vpnd.errors import Malformed, RemoteProtocolError
 from vpnd.pki.certificates import parse_client_identity, serial_text
-from vpnd.protocol.events import Event, LoginStep, TunnelRequested
+from vpnd.protocol.events import Event, LoginStep, LogoutRequested, TunnelRequested
 from vpnd.protocol.server_channel import ServerChannel, State
 from vpnd.protocol.tls_stream import TlsStream
 from vpnd.wire import cstp
@@ -26,7 +26,7 @@ from vpnd.wire.auth_messages import AuthForm, Input
 from vpnd.wire.cstp import PacketType
 from vpnd.worker.admission import TOO_MANY_LOGINS, Admission
 from vpnd.worker.control import ControlChannel, PeerGone
-from vpnd.worker.messages import LoginQuery, LoginReply, OpenQuery, OpenReply, Start
+from vpnd.worker.messages import LoginQuery, LoginReply, Logout, OpenQuery, OpenReply, Start
 from vpnd.worker.tunnel import Tunnel
 
 HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake
@@ -211,6 +211,10 @@ class ClientConnection(asyncio.Protocol):
         try:
             if isinstance(event, LoginStep):
                 await self._login(event)
+            elif isinstance(event, LogoutRequested):
+                if event.cookie:
+                    self._host.control.send(Logout(event.cookie, self.outer))
+                self.channel.logged_out()
             else:
                 await self._connect(event)
         except PeerGone as exc:
