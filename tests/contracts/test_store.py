@@ -87,6 +87,11 @@ def test_every_field_of_a_record_can_change(store: Store) -> None:
     session = store.sessions.put(moved)
     assert store.sessions.by_cookie(cookie_hash("c1")) is None
     assert store.sessions.by_cookie(cookie_hash("c2")) == session
+    session = store.sessions.put(replace(session, next_cookie_hash=cookie_hash("c3")))
+    assert store.sessions.by_cookie(cookie_hash("c2")) == session
+    assert store.sessions.by_cookie(cookie_hash("c3")) == session
+    session = store.sessions.put(replace(session, next_cookie_hash=None))
+    assert store.sessions.by_cookie(cookie_hash("c3")) is None
 
 
 def test_what_is_not_there_is_none_and_may_be_deleted(store: Store) -> None:
@@ -304,8 +309,9 @@ def test_a_serial_number_has_one_spelling(serial: str) -> None:
 
 def test_a_cookie_itself_is_never_stored() -> None:
     """A stolen copy of the store must open no tunnel; the text shows no secret either."""
-    with pytest.raises(StoreError, match="SHA-256"):
-        replace(SESSION, cookie_hash=b"the cookie itself")
+    for name in ("cookie_hash", "next_cookie_hash"):
+        with pytest.raises(StoreError, match="SHA-256"):
+            replace(SESSION, **{name: b"the cookie itself"})
     assert "cookie_hash" not in repr(SESSION)
     assert "scrypt" not in repr(ALICE)
 

@@ -6,6 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
+from vpnd.auth.contract import CertificateFacts
 from vpnd.auth.login import LoginAccepted
 from vpnd.config.model import NetworkOptions, ServerConfig, SessionOptions
 from vpnd.errors import StoreError
@@ -13,13 +14,20 @@ from vpnd.policy.leases import MAX_SLOTS, Pool, PoolExhausted
 from vpnd.server.sessions import OWN_DPD_S, Change, Sessions
 from vpnd.store.contract import Client, Session, Store, User
 from vpnd.store.memory import MemoryStore
-from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded, TunnelTakesOver
+from vpnd.worker.messages import (
+    OpenQuery,
+    OpenReply,
+    TunnelEnded,
+    TunnelProved,
+    TunnelTakesOver,
+)
 
 NOW = 10_000.0
 COOKIE_TIMEOUT = 300
 IPV4, IPV6 = IPv4Network("10.8.0.0/24"), IPv6Network("fd00::/64")
 PASSWORD = LoginAccepted("alice", None, "password", None)
 LAPTOP = LoginAccepted("alice", "laptop", "certificate", "1f")
+SHOWN = CertificateFacts("alice", "laptop", "1f", NOW * 2)
 
 
 class Server:
@@ -46,14 +54,31 @@ class Server:
         query = OpenQuery(cookie, "192.0.2.9:4000", None, "host", "agent", ipv4, ipv6)
         return self.sessions.open(query, now)
 
+    def asked(
+        self,
+        cookie: str,
+        now: float = NOW,
+        *,
+        rekey: bool = False,
+        certificate: CertificateFacts | None = SHOWN,
+    ) -> OpenReply:
+        """Ask as a client of our own does."""
+        outer, is_own = "192.0.2.9:4001", True
+        query = OpenQuery(
+            cookie, outer, certificate, "host", "agent", True, True, is_own=is_own, rekey=rekey
+        )
+        return self.sessions.open(query, now)
+
     def own(self, cookie: str, now: float = NOW, *, rekey: bool = False) -> OpenReply:
         """Connect as a client of our own does."""
-        query = OpenQuery(
-            cookie, "192.0.2.9:4001", None, "host", "agent", True, True, is_own=True, rekey=rekey
-        )
-        reply = self.sessions.open(query, now)
+        reply = self.asked(cookie, now, rekey=rekey)
         assert reply.refused == 0
         return reply
+
+    def prove(self, reply: OpenReply) -> None:
+        """The client's first packet came in."""
+        self.take_over(reply)
+        self.sessions.proved(TunnelProved(reply.tunnel, reply.session))
 
     def take_over(self, reply: OpenReply) -> None:
         self.sessions.take_over(TunnelTakesOver(reply.tunnel, reply.session))
@@ -504,11 +529,112 @@ def test_a_revoked_client_cannot_change_its_keys(server: Server, store: Store) -
     cookie = server.sessions.begin(LAPTOP, NOW)
     server.own(cookie)
     revoke(store)
-    query = OpenQuery(
-        cookie, "192.0.2.9:4001", None, "host", "agent", True, True, is_own=True, rekey=True
-    )
-    assert server.sessions.open(query, NOW).refused == 401
+    assert server.asked(cookie, rekey=True).refused == 401
     assert not server.sessions.coming
+
+
+@pytest.mark.parametrize(
+    "certificate",
+    [
+        None,
+        replace(SHOWN, client="phone"),
+        replace(SHOWN, user="bob"),
+        replace(SHOWN, serial="2e"),
+        replace(SHOWN, not_after=NOW),
+    ],
+)
+def test_with_new_keys_the_certificate_is_checked_again(
+    server: Server, certificate: CertificateFacts | None
+) -> None:
+    """A cookie does not outlive what it was given for; the earlier tunnel is left alone."""
+    cookie = server.sessions.begin(LAPTOP, NOW)
+    old = server.own(cookie)
+    assert server.asked(cookie, rekey=True, certificate=certificate).refused == 401
+    assert list(server.sessions.live) == [old.tunnel]
+    assert server.asked(cookie, rekey=True).refused == 0
+
+
+def test_a_stock_client_may_have_got_its_cookie_from_another_program(server: Server) -> None:
+    """Which had the certificate; but one that is shown has to be good."""
+    cookie = server.sessions.begin(LAPTOP, NOW)
+    assert server.connect(cookie).refused == 0
+    expired = replace(SHOWN, not_after=NOW)
+    assert server.asked(cookie, certificate=expired).refused == 401
+
+
+def test_with_new_keys_comes_a_new_cookie(server: Server, store: Store) -> None:
+    """The earlier one is good until the client has used the tunnel, and then is not."""
+    first = server.sessions.begin(PASSWORD, NOW)
+    assert server.own(first).cookie == ""
+    new = server.own(first, rekey=True)
+    assert new.cookie not in {"", first, repr(new)}
+    assert new.cookie not in repr(new) + repr(store.sessions.all())
+    server.prove(new)
+    assert server.connect(first).refused == 401
+    again = server.own(new.cookie)
+    assert (again.session, again.address4) == (new.session, new.address4)
+
+
+def test_a_client_that_lost_the_answer_comes_back_with_what_it_has(server: Server) -> None:
+    """Even when the server has moved it to the tunnel that it knows nothing of."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    old, lost = server.own(cookie), server.own(cookie, rekey=True)
+    server.end(old)
+    server.take_over(lost)
+    assert list(server.sessions.live) == [lost.tunnel]
+    back = server.own(cookie)
+    assert back.session == old.session
+    assert server.connect(lost.cookie).refused == 401  # nobody has it
+
+
+def test_a_client_that_got_the_answer_may_come_back_before_it_used_the_tunnel(
+    server: Server,
+) -> None:
+    """Its next CONNECT says that it has the new cookie: the earlier one is over."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    server.own(cookie)
+    new = server.own(cookie, rekey=True)
+    server.own(new.cookie)
+    assert server.connect(cookie).refused == 401
+    assert server.connect(new.cookie).refused == 0
+
+
+def test_a_late_proof_of_an_earlier_try_proves_nothing_of_the_next(server: Server) -> None:
+    """Or the client could be left with a cookie that is refused."""
+    cookie = server.sessions.begin(PASSWORD, NOW)
+    server.own(cookie)
+    first = server.own(cookie, rekey=True)
+    second = server.own(first.cookie, rekey=True)
+    server.prove(first)
+    assert server.connect(first.cookie).refused == 0
+    assert server.connect(second.cookie).refused == 401
+
+
+@pytest.mark.parametrize("got_answer", [True, False])
+def test_a_restart_between_two_cookies_costs_no_login(
+    server: Server, store: Store, got_answer: bool
+) -> None:
+    """Whichever of the two the client has."""
+    cookie = server.sessions.begin(LAPTOP, NOW)
+    old, new = server.own(cookie), server.own(cookie, rekey=True)
+    restarted = Server(store)
+    restarted.sessions.recover(NOW + 1)
+    back = restarted.own(new.cookie if got_answer else cookie, NOW + 2)
+    assert back.session == old.session
+    assert restarted.connect(cookie if got_answer else new.cookie, NOW + 3).refused == 401
+
+
+def test_after_a_restart_a_client_that_changes_its_keys_gets_a_cookie_too(store: Store) -> None:
+    """The server has forgotten its tunnel, the client not yet."""
+    before, restarted = Server(store), Server(store)
+    cookie = before.sessions.begin(LAPTOP, NOW)
+    before.own(cookie)
+    restarted.sessions.recover(NOW + 1)
+    new = restarted.own(cookie, NOW + 2, rekey=True)
+    assert new.beside == 0
+    restarted.prove(new)
+    assert restarted.connect(cookie, NOW + 3).refused == 401
+    assert restarted.connect(new.cookie, NOW + 3).refused == 0
 
 
 def test_a_living_session_ends_with_its_certificate(server: Server, store: Store) -> None:

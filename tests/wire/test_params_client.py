@@ -195,6 +195,15 @@ def test_our_own_server_is_recognised() -> None:
     assert not params(Pyvpn_Version="x\u00e9").is_pyvpn
 
 
+@pytest.mark.parametrize("bad", ["", "a b", "a;b", "x\r", "\u00e9", "x" * 257])
+def test_a_new_cookie_is_one_that_can_be_sent(bad: str) -> None:
+    """It becomes a header field of ours; the text of it is in no log."""
+    got = params(Pyvpn_Cookie="N-_e.w~=")
+    assert got.cookie == "N-_e.w~="
+    assert got.cookie not in repr(got)
+    assert params(Pyvpn_Cookie=bad).cookie == ""
+
+
 @pytest.mark.parametrize(
     ("value", "mtu"),
     [

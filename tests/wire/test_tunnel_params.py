@@ -331,3 +331,13 @@ def test_only_our_own_clients_are_told_that_we_are() -> None:
     own = replace(stock, is_own=True)
     assert set(encode_params(own)) - set(encode_params(stock)) == {("X-Pyvpn-Version", "1")}
     assert len(encode_params(own)) == len(encode_params(stock)) + 1
+
+
+def test_a_new_cookie_is_for_our_own_clients() -> None:
+    """Another would go on with the one it has, and be refused."""
+    stock = TunnelParams(
+        address4=IPv4Address("10.8.0.2"), mtu=1400, base_mtu=1500, cookie="S3CRET"
+    )
+    own = replace(stock, is_own=True)
+    assert ("X-Pyvpn-Cookie", "S3CRET") in encode_params(own)
+    assert "S3CRET" not in repr(encode_params(stock)) + repr(own)

@@ -14,7 +14,7 @@ from vpnd.protocol.liveness import Liveness
 from vpnd.protocol.tls_stream import TlsStream
 from vpnd.wire.dtls_record import RecordOpener, RecordSealer, split_records
 from vpnd.worker.datagrams import Datagrams
-from vpnd.worker.messages import TunnelTakesOver
+from vpnd.worker.messages import TunnelProved, TunnelTakesOver
 from vpnd.worker.overlap import Overlaps
 from vpnd.worker.tunnel import Tunnel
 
@@ -42,7 +42,7 @@ class Gateway(Plane):
         super().__init__()
         self.calls: list[Callable[[], None]] = []
         self.tunnels: list[Tunnel] = []
-        self.told: list[TunnelTakesOver] = []
+        self.told: list[TunnelTakesOver | TunnelProved] = []
         self.overlaps = Overlaps(self.peers, self.told.append)
         self.datagrams = Datagrams(
             CONTEXT,
@@ -51,7 +51,7 @@ class Gateway(Plane):
             lambda: self.now,
             lambda host: [t for t in self.tunnels if t.channel.address[0] == host],
             self.calls.append,
-            self.overlaps.take_over,
+            self.overlaps.prove,
         )
         self.inbound = Inbound(
             self.tun,

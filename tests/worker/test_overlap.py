@@ -16,11 +16,19 @@ from vpnd.protocol.liveness import Liveness
 from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_record import MAX_RECORDS, RecordSealer
-from vpnd.worker.messages import AskRekey, EndTunnel, OpenQuery, OpenReply, TunnelTakesOver
+from vpnd.worker.messages import (
+    AskRekey,
+    EndTunnel,
+    OpenQuery,
+    OpenReply,
+    TunnelProved,
+    TunnelTakesOver,
+)
 from vpnd.worker.overlap import MAX_OVERLAP
 from vpnd.worker.tunnel import REKEY, REKEY_AGAIN, REKEY_BELOW, Tunnel
 
 OURS = bytes((10, 8, 0, 7))  # the session's address, on whichever tunnel
+NEXT_COOKIE = "N" * 43
 LEAVES = cstp.encode(PacketType.DISCONNECT, bytes([cstp.RECONNECTING]))
 LOGS_OUT = cstp.encode(PacketType.DISCONNECT, bytes([cstp.USER_LOGOUT]))
 Scene = Callable[[Bench], Awaitable[None]]
@@ -43,7 +51,8 @@ def grant_one_session(bench: Bench) -> None:
         nonlocal number
         number += 1
         beside = number - 1 if query.rekey else 0
-        return dataclasses.replace(GRANTED, tunnel=number, beside=beside)
+        cookie = NEXT_COOKIE if query.rekey else ""
+        return dataclasses.replace(GRANTED, tunnel=number, beside=beside, cookie=cookie)
 
     bench.border.on_open = grant
 
@@ -78,6 +87,10 @@ def told(bench: Bench) -> list[int]:
     return [m.tunnel for m in bench.border.seen if isinstance(m, TunnelTakesOver)]
 
 
+def proved(bench: Bench) -> list[int]:
+    return [m.tunnel for m in bench.border.seen if isinstance(m, TunnelProved)]
+
+
 def test_the_new_tunnel_serves_from_the_clients_first_packet_on_it(site: TestSite) -> None:
     """Until then its keys are not proven; what the client sends is taken on both throughout."""
 
@@ -85,18 +98,21 @@ def test_the_new_tunnel_serves_from_the_clients_first_packet_on_it(site: TestSit
         old = await own(bench)
         await sends(bench, old)
         await hears(bench, old)
+        assert b"X-Pyvpn-Cookie" not in bench.last_answer
         new = await rekey(bench)
+        assert f"X-Pyvpn-Cookie: {NEXT_COOKIE}\r\n".encode() in bench.last_answer
         query = bench.border.seen[-1]
         assert isinstance(query, OpenQuery)
         assert (query.is_own, query.rekey) == (True, True)
         await hears(bench, old)
         await sends(bench, old)
-        assert told(bench) == []
+        assert told(bench) == proved(bench) == []
+        await sends(bench, new)
         await sends(bench, new)
         await hears(bench, new)
         await sends(bench, old)
         await hears(bench, new)
-        assert told(bench) == [8]
+        assert told(bench) == proved(bench) == [8]
         old.send(LEAVES)
         ended = await bench.border.end()
         assert (ended.tunnel, ended.final) == (7, False)
@@ -176,6 +192,10 @@ def test_a_session_that_loses_its_old_tunnel_goes_on_by_the_new(site: TestSite) 
         ended = await bench.border.end()
         assert (ended.tunnel, told(bench)) == (7, [8])
         await hears(bench, new)
+        assert proved(bench) == []  # it may know nothing of it, nor of its next cookie
+        await sends(bench, new)
+        await numbers(bench)
+        assert (told(bench), proved(bench)) == ([8], [8])
 
     play(site, scene)
 
@@ -263,12 +283,15 @@ def test_a_tunnel_that_ended_while_the_master_was_asked_is_replaced_at_once(
 
     async def scene(bench: Bench) -> None:
         async def grant(_query: OpenQuery) -> OpenReply:
-            return dataclasses.replace(GRANTED, tunnel=9, beside=5)
+            return dataclasses.replace(GRANTED, tunnel=9, beside=5, cookie=NEXT_COOKIE)
 
         bench.border.on_open = grant
         new = await rekey(bench)
         await hears(bench, new)
-        assert told(bench) == [9]
+        assert (told(bench), proved(bench)) == ([9], [])
+        await sends(bench, new)
+        await numbers(bench)
+        assert proved(bench) == [9]
 
     play(site, scene)
 
@@ -333,6 +356,10 @@ def test_over_udp_the_first_record_under_the_new_keys_moves_the_session(gateway:
     gateway.settle()
     assert new.serving
     assert not old.serving
+    assert gateway.told == [
+        TunnelTakesOver(new.number, new.session),
+        TunnelProved(new.number, new.session),
+    ]
     gateway.to_tun(PLAIN + back)
     assert after.payloads() == [bytes([PacketType.DPD_RESPONSE]), b"\0" + back]
     assert before.payloads() == []

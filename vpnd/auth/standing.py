@@ -5,7 +5,7 @@ the rest; nothing here is cached.
 """
 
 from vpnd.auth.contract import CertificateFacts
-from vpnd.store.contract import NAME, Store, User
+from vpnd.store.contract import NAME, Session, Store, User
 
 SHOWN = 64  # characters of a peer's claim that get into a log
 
@@ -53,6 +53,23 @@ def session_refusal(
     if client is None:
         return user_refusal(store.users.get(user), now)
     return client_refusal(store, user, client, serial, now)
+
+
+def resume_refusal(
+    store: Store, session: Session, certificate: CertificateFacts | None, now: float
+) -> str | None:
+    """Return why a session may not have another tunnel, None if it may.  Raises StoreError.
+
+    The certificate beside its cookie is checked too; a stock client that has got the cookie from
+    another program may show none.
+    """
+    if session.client is not None and certificate is not None:
+        if (certificate.user, certificate.client) != (session.user, session.client):
+            return "certificate of another client"  # and so the cookie is, too
+        refusal = certificate_refusal(store, certificate, now)
+        if refusal is not None:
+            return refusal
+    return session_refusal(store, session.user, session.client, session.serial, now)
 
 
 def standing_end(store: Store, user: str, client: str | None) -> float | None:

@@ -39,6 +39,7 @@ from vpnd.worker.messages import (
     OpenReply,
     Start,
     TunnelEnded,
+    TunnelProved,
     TunnelTakesOver,
 )
 
@@ -202,6 +203,8 @@ class Master:
             self._sessions.ended(message, now)
         if isinstance(message, TunnelTakesOver):
             self._sessions.take_over(message)
+        if isinstance(message, TunnelProved):
+            self._sessions.proved(message)
         if isinstance(message, Logout):
             try:
                 self._sessions.log_out(message.cookie, message.address)

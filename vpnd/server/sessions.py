@@ -14,17 +14,22 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from vpnd import log
-from vpnd.auth.contract import CertificateFacts
 from vpnd.auth.cookies import cookie_hash, new_cookie, new_session_id
 from vpnd.auth.login import LoginAccepted
-from vpnd.auth.standing import session_refusal
+from vpnd.auth.standing import resume_refusal
 from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError, VpnError
 from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
 from vpnd.server.standing import StandingWatch
 from vpnd.store.contract import Session, Store
 from vpnd.store.leasing import KeysInUse, take_lease, touch_lease
-from vpnd.worker.messages import OpenQuery, OpenReply, TunnelEnded, TunnelTakesOver
+from vpnd.worker.messages import (
+    OpenQuery,
+    OpenReply,
+    TunnelEnded,
+    TunnelProved,
+    TunnelTakesOver,
+)
 
 OWN_DPD_S = 10  # our own clients answer, and find a dead server soon
 
@@ -46,6 +51,8 @@ class LiveTunnel:
     opened_at: float
     is_own: bool = False
     """The client is one of our own, and can change its keys without a break."""
+    keyed_at: float = 0.0
+    """When its TLS handshake was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +131,9 @@ class Sessions:
 
     def open(self, query: OpenQuery, now: float) -> OpenReply:
         """Decide about a CONNECT.  A refusal says 401: log in again, or 503: try later."""
-        session = self._store.sessions.by_cookie(cookie_hash(query.cookie))
-        reason = self._refusal(session, query.certificate, now)
+        shown = cookie_hash(query.cookie)
+        session = self._store.sessions.by_cookie(shown)
+        reason = self._refusal(session, query, now)
         if session is None or reason:
             user = session.user if session else _claimed(query)
             log.warning("tunnel refused", user=user, address=query.address, reason=reason)
@@ -144,7 +152,15 @@ class Sessions:
                 in_use=KeysInUse(self._store.sessions),
                 now=now,
             )
-            session = self._store.sessions.put(replace(session, disconnected_at=None))
+            cookie = new_cookie() if query.rekey else ""
+            session = self._store.sessions.put(
+                replace(
+                    session,
+                    disconnected_at=None,
+                    cookie_hash=shown,  # a client that has its next one needs no other
+                    next_cookie_hash=cookie_hash(cookie) if cookie else None,
+                )
+            )
         except VpnError as exc:
             log.error("tunnel refused", user=session.user, address=query.address, reason=str(exc))
             return OpenReply(refused=503, reason="No address is free, try again later")
@@ -153,26 +169,22 @@ class Sessions:
             self._forget_coming(session.id)
         else:
             self._replace_others(session)
-        return self._open(session, lease, query, now, earlier)
+        return replace(self._open(session, lease, query, now, earlier), cookie=cookie)
 
     def _has_address_for(self, query: OpenQuery) -> bool:
         pool = self._pool
         has4 = pool.ipv4 is not None and query.wants_ipv4
         return has4 or (pool.ipv6 is not None and query.wants_ipv6)
 
-    def _refusal(
-        self, session: Session | None, certificate: CertificateFacts | None, now: float
-    ) -> str:
+    def _refusal(self, session: Session | None, query: OpenQuery, now: float) -> str:
         if session is None:
             return "unknown cookie"
-        shown = certificate and (certificate.user, certificate.client)
-        if shown and session.client and shown != (session.user, session.client):
-            return "certificate of another client"  # and so the cookie is, too
         timeout = self._config.session.cookie_timeout_s
         if not session.is_valid(now, cookie_timeout_s=timeout):
             return "cookie has expired"
-        refusal = session_refusal(self._store, session.user, session.client, session.serial, now)
-        return refusal or ""
+        if session.client and query.rekey and query.certificate is None:
+            return "no certificate was shown"
+        return resume_refusal(self._store, session, query.certificate, now) or ""
 
     def _replace_others(self, session: Session) -> None:
         """End what this tunnel takes the place of: one lease, one session, one tunnel."""
@@ -231,6 +243,7 @@ class Sessions:
             query.hostname,
             earlier.opened_at if earlier else now,
             query.is_own,
+            now,
         )
         if earlier is None:
             self.live[number] = tunnel
@@ -289,6 +302,19 @@ class Sessions:
         self.live[tunnel.number] = tunnel
         overlapped = earlier is not None
         self.on_change(Change(tunnel.session.id, "", serving=True, overlapped=overlapped))
+
+    def proved(self, report: TunnelProved) -> None:
+        """A worker says that a client uses its new tunnel: so it has its next cookie."""
+        tunnel = self.live.get(report.tunnel) or self.coming.get(report.tunnel)
+        if tunnel is None or tunnel.session.next_cookie_hash is None:
+            return
+        try:
+            stored = self._store.sessions.get(tunnel.session.id)
+            if stored and stored.next_cookie_hash == tunnel.session.next_cookie_hash:
+                fresh = stored.next_cookie_hash
+                self._store.sessions.put(replace(stored, cookie_hash=fresh, next_cookie_hash=None))
+        except StoreError as exc:  # both cookies stay good
+            log.error("cookie not changed", session=tunnel.session.id, error=str(exc))
 
     def ended(self, report: TunnelEnded, now: float) -> None:
         """A worker says that a tunnel is gone.  One that was replaced is not news."""

@@ -107,6 +107,8 @@ class Session:
     `expires_at` counts from the login and is never moved by a reconnect; None for no end.
     `disconnected_at` is set at an unclean end and cleared by the next CONNECT.
     `method` is the authentication method, `serial` the certificate's for "certificate".
+    `next_cookie_hash` is that of a cookie which the client was given and has not used yet: until
+    it does, both are good.
     """
 
     id: str
@@ -119,11 +121,13 @@ class Session:
     created: float
     expires_at: float | None
     disconnected_at: float | None = None
+    next_cookie_hash: bytes | None = field(default=None, repr=False)
     revision: int = 0
 
     def __post_init__(self) -> None:
         """Raise StoreError where a cookie itself is about to be stored instead of its hash."""
-        if len(self.cookie_hash) != COOKIE_HASH_SIZE:
+        hashes = (self.cookie_hash, self.next_cookie_hash or self.cookie_hash)
+        if any(len(each) != COOKIE_HASH_SIZE for each in hashes):
             raise StoreError(f"session {self.id}: the cookie must be stored as its SHA-256")
 
     def is_valid(self, now: float, *, cookie_timeout_s: float) -> bool:
@@ -210,7 +214,10 @@ class Sessions(Protocol):
     def get(self, session_id: str) -> Session | None: ...
 
     def by_cookie(self, cookie_hash: bytes) -> Session | None:
-        """Return the session even when it is no longer valid: ask `is_valid`."""
+        """Return the session even when it is no longer valid: ask `is_valid`.
+
+        It is found by its next cookie too.
+        """
         ...
 
     def all(self) -> Sequence[Session]:

@@ -143,7 +143,8 @@ class MemorySessions:
 
     def by_cookie(self, cookie_hash: bytes) -> Session | None:
         rows = self._sessions.rows.values()
-        return next((session for session in rows if session.cookie_hash == cookie_hash), None)
+        good = (s for s in rows if cookie_hash in (s.cookie_hash, s.next_cookie_hash))
+        return next(good, None)
 
     def all(self) -> list[Session]:
         return sorted(self._sessions.rows.values(), key=lambda s: (s.created, s.id))

@@ -39,4 +39,9 @@ def _first(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+def _cookies_change(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE sessions ADD COLUMN next_cookie_hash BLOB")
+    db.execute("CREATE INDEX sessions_by_next_cookie ON sessions (next_cookie_hash)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _cookies_change)

@@ -135,7 +135,8 @@ class SqliteSessions:
         return self._sessions.get(session_id)
 
     def by_cookie(self, cookie_hash: bytes) -> Session | None:
-        return next(iter(self._sessions.find("WHERE cookie_hash = ?", cookie_hash)), None)
+        either = "WHERE cookie_hash = ? OR next_cookie_hash = ?"
+        return next(iter(self._sessions.find(either, cookie_hash, cookie_hash)), None)
 
     def all(self) -> list[Session]:
         return self._sessions.find("ORDER BY created, id")

@@ -33,7 +33,7 @@ from vpnd.wire.addresses import (
 )
 from vpnd.wire.auth_client import one_line, shown
 from vpnd.wire.http_client import Response
-from vpnd.wire.tunnel_params import MAX_APP_ID, MIN_IPV6_MTU, MIN_MTU
+from vpnd.wire.tunnel_params import COOKIE, MAX_APP_ID, MAX_COOKIE, MIN_IPV6_MTU, MIN_MTU
 
 HTTPS = 443
 MAX_MTU = 9000  # larger than any link that a tunnel crosses
@@ -141,6 +141,8 @@ class ServerParams:
     banner: str = ""
     server_name: str = ""
     is_pyvpn: bool = False
+    cookie: str = field(default="", repr=False)
+    """Takes the place of the one that opened this tunnel; empty: that one goes on."""
     remarks: tuple[str, ...] = ()
 
 
@@ -199,6 +201,7 @@ class _Parser:
             banner=shown(unquote(self._last("X-CSTP-Banner") or "", errors="replace")),
             server_name=one_line(self._last("X-CSTP-Server-Name") or "", 80),
             is_pyvpn=_NUMBER.fullmatch(self._last("X-Pyvpn-Version") or "") is not None,
+            cookie=self._cookie(),
             remarks=tuple(self._remarks),
         )
 
@@ -329,6 +332,13 @@ class _Parser:
                 yield word
             else:
                 self._remark(f"{name}: left out, it is no domain name: {word}")
+
+    def _cookie(self) -> str:
+        cookie = self._last("X-Pyvpn-Cookie") or ""
+        if not cookie or (len(cookie) <= MAX_COOKIE and COOKIE.fullmatch(cookie)):
+            return cookie
+        self._remark("X-Pyvpn-Cookie: left out, no cookie looks like that")
+        return ""
 
     def _dtls(self) -> tuple[int | None, bytes]:
         """Return port and App-ID; without a usable one of both there is only TLS."""

@@ -167,6 +167,8 @@ class TunnelParams:
     dtls: DtlsParams | None = None
     is_own: bool = False
     """The client is one of our own, and is told that we are."""
+    cookie: str = field(default="", repr=False)
+    """What a client of our own is to come back with from now on, empty: with what it has."""
 
 
 def encode_params(params: TunnelParams) -> list[tuple[str, str]]:
@@ -180,6 +182,7 @@ def encode_params(params: TunnelParams) -> list[tuple[str, str]]:
     return [
         ("X-CSTP-Version", "1"),
         *_optional("X-Pyvpn-Version", str(PYVPN_VERSION) if params.is_own else ""),
+        *_optional("X-Pyvpn-Cookie", params.cookie if params.is_own else ""),
         *_optional("X-CSTP-Server-Name", params.server_name),
         *_addresses(params, versions),
         *_resolvers(params, versions),

@@ -222,6 +222,8 @@ class Connector:
         connection.channel.connect(options, held.value)
         event = await self._next(connection)
         if isinstance(event, TunnelOpened):
+            if event.params.cookie:
+                self._cookies[_key(remote)] = replace(held, value=event.params.cookie)
             return connection, event.params
         if isinstance(event, TunnelRefused) and event.cookie_refused and not rekey:
             del self._cookies[_key(remote)]  # the session is over: the next try logs in again

@@ -56,7 +56,7 @@ class Datagrams:
         clock: Callable[[], float],
         tunnels_of_host: Callable[[str], Iterable[Tunnel]],
         call_soon: Callable[[Callable[[], None]], object],
-        take_over: Callable[[Tunnel], None],
+        prove: Callable[[Tunnel], None],
     ) -> None:
         self._context = context
         self._peers = peers
@@ -64,7 +64,7 @@ class Datagrams:
         self._clock = clock
         self._tunnels_of_host = tunnels_of_host
         self._turns = Turns(call_soon)
-        self._take_over = take_over
+        self._prove = prove
         self._by_app_id: dict[bytes, Tunnel] = {}
         self._by_peer: dict[Peer, Tunnel] = {}
         self._pending: dict[Address, _Pending] = {}
@@ -203,8 +203,8 @@ class Datagrams:
         if not path.confirmed:
             path.confirmed = True
             self._use(path)
-            if tunnel is not None and not tunnel.serving:
-                self._take_over(tunnel)
+            if tunnel is not None and not tunnel.proved:
+                self._prove(tunnel)
         elif not path.peer.dtls_active and path.peer.liveness.may_ask_dtls(self._clock()):
             self._answer(path, bytes([PacketType.DPD_REQUEST]))
 

@@ -124,11 +124,24 @@ class OpenReply:
     rekey_s: int = 0
     beside: int = 0
     """Number of the tunnel that goes on until the client uses this one, 0 = none."""
+    cookie: str = field(default="", repr=False)
+    """The session's next cookie; empty where it keeps the one it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelTakesOver:
     """Worker -> master: a client that changes its keys uses its new tunnel from now on."""
+
+    tunnel: int
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelProved:
+    """Worker -> master: the client has used a tunnel that was opened to change its keys.
+
+    So it has what the answer to its CONNECT said, the next cookie included.
+    """
 
     tunnel: int
     session: str
@@ -347,6 +360,7 @@ Message = (
     | OpenQuery
     | OpenReply
     | TunnelTakesOver
+    | TunnelProved
     | TunnelEnded
     | EndTunnel
     | AskRekey

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vpnd.dataplane.peer import PeerTable
-from vpnd.worker.messages import TunnelTakesOver
+from vpnd.worker.messages import TunnelProved, TunnelTakesOver
 from vpnd.worker.tunnel import Tunnel
 
 MAX_OVERLAP = 15.0  # seconds; every session may cost two connections so long
@@ -31,7 +31,9 @@ class _Overlap:
 class Overlaps:
     """The sessions of this worker that have two tunnels."""
 
-    def __init__(self, peers: PeerTable, tell_master: Callable[[TunnelTakesOver], None]) -> None:
+    def __init__(
+        self, peers: PeerTable, tell_master: Callable[[TunnelTakesOver | TunnelProved], None]
+    ) -> None:
         self._peers = peers
         self._tell_master = tell_master
         self._by_old: dict[Tunnel, _Overlap] = {}
@@ -44,9 +46,15 @@ class Overlaps:
             before.old.channel.finish(CHANGED, final=False)
         if rival is not None:
             rival.new.channel.finish(UNUSED, final=False)
-        new.serving = False
+        new.serving = new.proved = False
         overlap = _Overlap(old, new, now + MAX_OVERLAP)
         self._by_old[old] = self._by_new[new] = overlap
+
+    def prove(self, tunnel: Tunnel) -> None:
+        """The client has used a new tunnel: it has got all that came with it."""
+        tunnel.proved = True
+        self.take_over(tunnel)
+        self._tell_master(TunnelProved(tunnel.number, tunnel.session))
 
     def take_over(self, new: Tunnel) -> None:
         """Serve the session by its new tunnel from now on."""

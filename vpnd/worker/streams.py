@@ -58,8 +58,8 @@ class TunnelHost(Protocol):
         """Forget the tunnel and tell the master."""
         ...
 
-    def take_over(self, tunnel: Tunnel) -> None:
-        """The client uses a tunnel that does not serve its session yet: now it does."""
+    def prove(self, tunnel: Tunnel) -> None:
+        """The client uses a tunnel that was opened to change its keys: now it serves."""
         ...
 
     def packets_from_tls(self, peer: Peer, packets: list[memoryview]) -> None:
@@ -171,8 +171,8 @@ class ClientConnection(asyncio.Protocol):
         if tunnel is None or not records:
             return
         tunnel.peer.liveness.heard_tls(self._host.now())
-        if not tunnel.serving:
-            self._host.take_over(tunnel)
+        if not tunnel.proved:
+            self._host.prove(tunnel)
         packets: list[memoryview] = []
         for record in records:
             for kind, payload in reader.receive(record):

@@ -52,6 +52,8 @@ class Tunnel:
     serving: bool = True
     """Packets to the client go this way.  Of the two tunnels of a session that changes its keys
     one does; what the client sends is taken on both."""
+    proved: bool = True
+    """Not before the client's first packet on a tunnel that was opened to change its keys."""
 
     def send_bye(self, reason: str) -> None:
         """Tell the client that its session is over: it will not come back by itself."""

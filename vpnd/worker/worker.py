@@ -146,7 +146,7 @@ class Worker:
             self.now,
             self._tunnels_of_host,
             loop.call_soon,
-            self.take_over,
+            self.prove,
         )
         self._inbound = Inbound(
             self._tun,
@@ -203,9 +203,11 @@ class Worker:
             self._datagrams.add(tunnel)
         self._tunnels[tunnel.number] = tunnel
         self._hosts.setdefault(channel.address[0], set()).add(tunnel)
+        tunnel.proved = not reply.cookie
         self._put_in_place(tunnel, reply.beside, now)
         params = tunnel_params(reply, mtu, connect.base_mtu, self.settings.port, tunnel.app_id)
-        channel.channel.tunnel_opened(replace(params, is_own=connect.is_own))
+        params = replace(params, is_own=connect.is_own, cookie=reply.cookie)
+        channel.channel.tunnel_opened(params)
         return tunnel
 
     def _put_in_place(self, tunnel: Tunnel, beside: int, now: float) -> None:
@@ -218,9 +220,9 @@ class Worker:
         if beside:  # it ended while the master was asked
             self.control.send(TunnelTakesOver(tunnel.number, tunnel.session))
 
-    def take_over(self, tunnel: Tunnel) -> None:
-        """The client uses a tunnel that does not serve its session yet: now it does."""
-        self._overlaps.take_over(tunnel)
+    def prove(self, tunnel: Tunnel) -> None:
+        """The client uses a tunnel that was opened to change its keys: now it serves."""
+        self._overlaps.prove(tunnel)
 
     def give_back(self, reply: OpenReply, reason: str) -> None:
         """Tell the master that a tunnel it granted was never opened."""
