@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from tests.netns.namespace import PYTHON, Namespace
 from tests.netns.process import Pid
@@ -43,7 +44,7 @@ class Bed:
         ]
 
     @classmethod
-    def for_test(cls, number: int, *, clients: int) -> "Bed":
+    def for_test(cls, number: int, *, clients: int) -> Self:
         """Return a bed whose folder names this process as its owner."""
         name = f"{os.getpid()}-{number}"
         bed = cls(f"pyvpn-t-{name}", TEST_BEDS / name, clients=clients)

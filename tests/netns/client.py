@@ -55,6 +55,8 @@ class Client:
 
     helper: Process
     vpnd: Process
+    python: Sequence[str] = PYTHON
+    """The interpreter both run in; a benchmark compares several."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace
@@ -103,7 +105,7 @@ class Client:
         secrets = ("--password-fd", "0") if passwords else ()
         self.vpnd = self.namespace.start(
             f"vpnd-{self.folder.name}",
-            *PYTHON,
+            *self.python,
             "vpnd",
             "client",
             str(self.profile),
@@ -159,7 +161,7 @@ class Client:
     def vpnctl(self, *arguments: str, check: bool = True) -> str:
         """Run vpnctl on this client."""
         at = f"--run-dir={self.run_dir}"
-        return self.namespace.run(*PYTHON, "vpnctl", at, *arguments, check=check).stdout
+        return self.namespace.run(*self.python, "vpnctl", at, *arguments, check=check).stdout
 
     def status(self) -> dict[str, Any]:
         """Return what `vpnctl --json status` says."""
@@ -212,7 +214,7 @@ class Client:
 
     def _helper_argv(self) -> tuple[str, ...]:
         options = ["--socket", str(self.socket), "--run-dir", str(self.folder / "helper")]
-        return (*PYTHON, "helper", *options, "--policy", str(self.folder / "helper.toml"))
+        return (*self.python, "helper", *options, "--policy", str(self.folder / "helper.toml"))
 
 
 def new_client(namespace: Namespace) -> Client:

@@ -5,7 +5,7 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Daemons:
 
     helper: Process
     vpnd: Process
+    python: Sequence[str] = PYTHON
+    """The interpreter both run in; a benchmark compares several."""
 
     def __init__(self, namespace: Namespace, config: Config | None = None) -> None:
         self.namespace = namespace
@@ -109,7 +111,7 @@ class Daemons:
         """Run vpnctl on this bed's folders."""
         folders = [f"--{name}-dir={self.folder / name}" for name in ("run", "state", "ca")]
         return self.namespace.run(
-            *PYTHON, "vpnctl", *folders, *arguments, stdin=stdin, check=check, user=user
+            *self.python, "vpnctl", *folders, *arguments, stdin=stdin, check=check, user=user
         )
 
     def status(self) -> dict[str, Any]:
@@ -145,11 +147,11 @@ class Daemons:
 
     def _helper_argv(self) -> tuple[str, ...]:
         options = ["--socket", str(self.socket), "--run-dir", str(self.folder / "helper")]
-        return (*PYTHON, "helper", *options, "--policy", str(self.folder / "etc/helper.toml"))
+        return (*self.python, "helper", *options, "--policy", str(self.folder / "etc/helper.toml"))
 
     def _vpnd_argv(self) -> tuple[str, ...]:
         folders = [f"--{name}-dir={self.folder / name}" for name in ("run", "state")]
-        return (*PYTHON, "vpnd", "server", f"--config={self.config_file}", *folders)
+        return (*self.python, "vpnd", "server", f"--config={self.config_file}", *folders)
 
 
 def _make_folder(path: Path, owner: str | None, mode: int) -> None:

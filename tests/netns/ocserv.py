@@ -88,7 +88,7 @@ class Ocserv:
         fetch_peers("ocserv")
         self.folder.mkdir(mode=0o755)
         self._ca_key = ec.generate_private_key(ec.SECP256R1())
-        ca = _certificate("test CA", self._ca_key, issuer_key=self._ca_key, is_ca=True)
+        ca = certificate_of("test CA", self._ca_key, issuer_key=self._ca_key, is_ca=True)
         self.ca = ca.public_bytes(Encoding.PEM).decode()
         (self.folder / "ca.crt").write_text(self.ca)
         certificate, key = self._issue(NAME)
@@ -98,7 +98,7 @@ class Ocserv:
 
     def _issue(self, name: str) -> tuple[str, str]:
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(name, key, issuer_key=self._ca_key)
+        certificate = certificate_of(name, key, issuer_key=self._ca_key)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return certificate.public_bytes(Encoding.PEM).decode(), private.decode()
 
@@ -168,7 +168,7 @@ def _quoted(value: str) -> str:
     return f'"{value}"' if ":" in value or "[" in value else value
 
 
-def _certificate(
+def certificate_of(
     name: str,
     key: ec.EllipticCurvePrivateKey,
     *,

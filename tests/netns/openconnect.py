@@ -39,6 +39,7 @@ class OpenConnect:
         passwords: Sequence[str] = (),
         dtls: bool = True,
         server: str = SERVER4,
+        port: int = PORT,
         options: Sequence[str] = (),
     ) -> "OpenConnect":
         """Start it with a certificate, or with a user and one password for each prompt."""
@@ -63,7 +64,7 @@ class OpenConnect:
             name,
             *argv,
             *options,
-            f"https://{host}:{PORT}",
+            f"https://{host}:{port}",
             stdin="".join(f"{password}\n" for password in passwords).encode(),
             env={"PYVPN_SCRIPT_DIR": str(folder)},
         )
