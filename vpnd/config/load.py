@@ -17,6 +17,10 @@ from vpnd.errors import ConfigError
 MAX_FILE = 256 * 1024  # bytes; the commented sample has 5 KiB
 DAY = 86400
 
+LOG: Mapping[str, values.Reader[Any]] = {
+    "level": values.choice("debug", "info", "warning", "error", "none"),
+    "anonymise": values.boolean,
+}
 READERS: Mapping[str, Mapping[str, values.Reader[Any]]] = {
     "server": {
         "addresses": values.several(values.address, at_least=1),
@@ -67,18 +71,26 @@ READERS: Mapping[str, Mapping[str, values.Reader[Any]]] = {
     },
     "helper": {"socket": values.file},
     "ipc": {"admin_group": values.group},
-    "log": {"level": values.choice("debug", "info", "warning", "error")},
+    "log": {**LOG, "keep_days": values.integer(0, 3650)},
 }
 
 
 def load_server(path: Path | str) -> ServerConfig:
     """Return the configuration in `path`.  Raises ConfigError, and nothing else."""
+    return load_with_origin(path)[0]
+
+
+def load_with_origin(path: Path | str) -> tuple[ServerConfig, frozenset[str]]:
+    """Return the configuration in `path`, and the keys ("network.mtu") that it says itself.
+
+    Raises ConfigError, and nothing else.
+    """
     path = Path(path)
     raw = parse(path, read(path, "write it or name another with --config"))
     refuse_unknown(path, "", raw, READERS)
     config = ServerConfig(**read_tables(path, ServerConfig, raw, READERS))
     _check_together(path, config)
-    return config
+    return config, frozenset(f"{table}.{key}" for table, keys in raw.items() for key in keys)
 
 
 def read(path: Path, remedy: str, at_most: int = MAX_FILE) -> bytes:

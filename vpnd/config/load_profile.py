@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from vpnd.config import values
-from vpnd.config.load import DAY, parse, read, read_keys, read_tables, refuse_unknown
+from vpnd.config.load import DAY, LOG, parse, read, read_keys, read_tables, refuse_unknown
 from vpnd.config.profile_options import (
     EVERYTHING,
     ClientConfig,
@@ -142,7 +142,7 @@ READERS: Mapping[str, Mapping[str, values.Reader[Any]]] = {
     },
     "helper": {"socket": values.file},
     "ipc": {"admin_group": values.group},
-    "log": {"level": values.choice("debug", "info", "warning", "error")},
+    "log": LOG,
 }
 REMOTE_READERS: Mapping[str, values.Reader[Any]] = {
     "address": address,

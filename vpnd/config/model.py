@@ -197,8 +197,25 @@ class IpcOptions:
 class LogOptions:
     """`[log]`: what is logged."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least important kind of line that is written."""
+    level: Literal["debug", "info", "warning", "error", "none"] = "info"
+    """Least important kind of line that is written; "none": nothing at all."""
+
+    anonymise: bool = False
+    """Whether addresses in log lines are cut to their /24 (IPv4) or /48 (IPv6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLogOptions(LogOptions):
+    """`[log]` of a server: what is logged, and how long it is known who was here."""
+
+    keep_days: int = 90
+    """How long a device or login that is gone keeps its inner address, and its last use is known;
+    0, and with the level "none": not beyond the end of its session."""
+
+    @property
+    def keep_s(self) -> int:
+        """Seconds after its last session that a lease is forgotten."""
+        return 0 if self.level == "none" else self.keep_days * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,4 +232,4 @@ class ServerConfig:
     firewall: FirewallOptions = field(default_factory=FirewallOptions)
     helper: HelperOptions = field(default_factory=HelperOptions)
     ipc: IpcOptions = field(default_factory=IpcOptions)
-    log: LogOptions = field(default_factory=LogOptions)
+    log: ServerLogOptions = field(default_factory=ServerLogOptions)
