@@ -8,7 +8,7 @@ import pytest
 from tests.server.test_sessions import LAPTOP, NOW, PASSWORD, Server
 from vpnd.auth.login import LoginAccepted
 from vpnd.ipc import api
-from vpnd.server.rotation import AT_ONCE, REASON, Rotation
+from vpnd.server.rotation import AT_ONCE, LENIENCE_S, MAX_KEYS_AGE_S, REASON, Rotation
 from vpnd.store.contract import Client, User
 from vpnd.store.memory import MemoryStore
 from vpnd.worker.messages import AskRekey, EndTunnel, Message, OpenReply
@@ -180,3 +180,52 @@ def test_no_more_handshakes_are_caused_at_once_than_logins_can_bear() -> None:
         assert all(rotation.rotated for rotation in rotations)
 
     play(scene)
+
+
+LATE = NOW + MAX_KEYS_AGE_S + LENIENCE_S
+
+
+def test_keys_of_a_day_are_changed_though_nobody_asked() -> None:
+    """Certificates are checked by a full TLS handshake once in 24 h, whatever a client does."""
+
+    async def scene(stage: Stage) -> None:
+        stock, own = stage.stock()[1], stage.own()[1]
+        stage.rotation.renew_old(LATE - 1)
+        await asyncio.sleep(0)
+        assert stage.told.empty()
+        for _ in range(3):  # the clock goes on while the clients do it
+            stage.rotation.renew_old(LATE)
+        asked = [await stage.asked(), await stage.asked()]
+        assert asked == [EndTunnel(stock.tunnel, REASON, bye=False), AskRekey(own.tunnel)]
+        await asyncio.sleep(0)
+        assert stage.told.empty()
+
+    play(scene)
+
+
+def test_the_day_begins_anew_with_each_handshake() -> None:
+    """Of the session's age, which is shown, it says nothing."""
+
+    async def scene(stage: Stage) -> None:
+        cookie = stage.server.sessions.begin(PASSWORD, NOW)
+        stage.server.own(cookie)
+        new = stage.server.own(cookie, LATE - 1, rekey=True)
+        stage.server.take_over(new)
+        stage.rotation.renew_old(LATE)
+        await asyncio.sleep(0)
+        assert stage.told.empty()
+        assert stage.server.sessions.live[new.tunnel].opened_at == NOW
+
+    play(scene)
+
+
+def test_who_does_not_change_old_keys_is_cut_off() -> None:
+    """It may come back by its cookie: with a handshake."""
+
+    async def scene(stage: Stage) -> None:
+        _, reply = stage.own()
+        stage.rotation.renew_old(LATE)
+        assert await stage.asked() == AskRekey(reply.tunnel)
+        assert await stage.asked() == EndTunnel(reply.tunnel, REASON, bye=False)
+
+    play(scene, SHORT_S)

@@ -89,6 +89,7 @@ class Master:
         self._network = Network(config, pool)
         self._descriptors: Descriptors | None = None
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
+        self._rotation = Rotation(self._sessions, self._worker.send)
 
     async def run(self) -> None:
         """Serve until a signal."""
@@ -123,7 +124,7 @@ class Master:
             hasher=self._hasher,
             network=self._network,
             worker=self._worker,
-            rotation=Rotation(self._sessions, self._worker.send),
+            rotation=self._rotation,
         )
         return await serve(
             self._run_dir / SOCKET_NAME, admin, admin_group=self._config.ipc.admin_group
@@ -225,6 +226,7 @@ class Master:
             await asyncio.sleep(EXPIRE_INTERVAL)
             now = time.time()
             self._logins.expire(now)
+            self._rotation.renew_old(now)
             try:
                 self._sessions.expire(now)
             except StoreError as exc:

@@ -1,4 +1,4 @@
-"""Changing a session's keys on request: who is asked how, and how it went.
+"""Changing a session's keys, on request and once a day: who is asked how, and how it went.
 
 Clients of our own are asked to open another tunnel beside the one they have, and no packet is
 lost.  All others lose their connection and come back by their cookie with new keys; that they
@@ -7,6 +7,7 @@ do within seconds, and keep their addresses.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from vpnd import log
 from vpnd.ipc import api
@@ -15,6 +16,8 @@ from vpnd.worker.messages import AskRekey, EndTunnel, Message
 
 TIMEOUT_S = 20.0  # for a client to be on new keys; stock ones try again after 10 s
 AT_ONCE = 64  # sessions being rotated: each costs a TLS handshake, and logins go on meanwhile
+MAX_KEYS_AGE_S = 24 * 3600  # then a full TLS handshake, and a look at the certificate
+LENIENCE_S = 600  # for clients that keep the time by themselves
 REASON = "keys are being changed"
 
 
@@ -33,6 +36,7 @@ class Rotation:
         self._timeout_s = timeout_s
         self._waiting: dict[str, asyncio.Future[Change]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._renewing: dict[str, asyncio.Task[None]] = {}
         sessions.on_change = self._on_change
 
     async def rotate(self, session: str) -> api.KeyRotation:
@@ -45,6 +49,21 @@ class Rotation:
             if tunnel is None:
                 raise api.NotFound(kind="session", name=session)
             return await self._rotate(tunnel)
+
+    def renew_old(self, now: float) -> None:
+        """Change keys that are a day old, whatever the client thinks of it."""
+        for tunnel in self._sessions.live.values():
+            session = tunnel.session.id
+            is_old = now - tunnel.keyed_at >= MAX_KEYS_AGE_S + LENIENCE_S
+            if is_old and session not in self._renewing:
+                self._renewing[session] = asyncio.create_task(self._renew(session, tunnel))
+
+    async def _renew(self, session: str, tunnel: LiveTunnel) -> None:
+        with suppress(api.NotFound):
+            await self.rotate(session)
+        if self._sessions.serving(session) is tunnel:  # asked in vain
+            self._tell_worker(EndTunnel(tunnel.number, REASON, bye=False))
+        del self._renewing[session]
 
     async def _rotate(self, tunnel: LiveTunnel) -> api.KeyRotation:
         loop = asyncio.get_running_loop()
