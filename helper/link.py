@@ -23,14 +23,16 @@ LAST = 0xFFFFFFFF  # the metric of what holds when nothing else does
 FIB_RULE_INVERT = 2  # fib_rules.h
 IFA_F_NOPREFIXROUTE = 0x200  # if_addr.h: the kernel adds no route to the main table
 IPV6_OFF = 'if this host has IPv6 switched off, enable it or set network.ipv6 = ""'
+GONE = {2, 3, 19, 99}  # ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL: it went with its interface
 Thing = tuple[str, tuple[tuple[str, Any], ...]]  # a method of IPRoute, and arguments; sortable
 
 
 def undo(journal: Journal) -> None:
     """Take away the interface, unless it is gone or another one of that name, and the rules."""
     with IPRoute() as netlink:
-        if list(netlink.link_lookup(ifname=journal.interface)) == [journal.link_index]:
-            netlink.link("del", index=journal.link_index)  # most routes go with it
+        ours = list(netlink.link_lookup(ifname=journal.interface)) == [journal.link_index]
+        link = {_thing("link", index=journal.link_index)} if ours else set()
+        _reconcile(netlink, link, set())  # most routes go with it
         _reconcile(netlink, _ways(netlink, journal), set())
     journal.link_index = None
 
@@ -53,12 +55,12 @@ def _reconcile(netlink: Any, present: set[Thing], wanted: set[Thing]) -> None:
     """Take away and add, never replace: another's route stays.  A rule goes first, comes last."""
     steps = [("del", thing) for thing in sorted(present - wanted, reverse=True)]
     for verb, (kind, what) in steps + [("add", thing) for thing in sorted(wanted - present)]:
-        arguments: dict[str, Any] = dict(what)
         try:
-            getattr(netlink, kind)(verb, **arguments)
+            getattr(netlink, kind)(verb, **dict(what))
         except NetlinkError as exc:
-            fix = IPV6_OFF if arguments["family"] == socket.AF_INET6 else f"see `ip {kind}`"
-            raise Refused(f"`ip {kind} {verb}` of {what[0][1]} failed: {exc}; {fix}") from exc
+            if verb == "add" or exc.code not in GONE:
+                fix = IPV6_OFF if ("family", socket.AF_INET6) in what else f"see `ip {kind}`"
+                raise Refused(f"`ip {kind} {verb}` of {what[0][1]} failed: {exc}; {fix}") from exc
 
 
 def _thing(kind: str, **what: Any) -> Thing:
@@ -176,8 +178,11 @@ def carriers(version: int) -> list[str]:
             if (m["family"], m.get_attr("RTA_TABLE")) == (FAMILY[version], MAIN_TABLE)
             and m["type"] == RTN_UNICAST
         ]
-    used = {index for network, found in networks if not network.is_link_local for index in found}
-    return [name for index, name in uplinks().items() if index in used]
+    return [
+        name
+        for index, name in uplinks().items()
+        if any(index in found and not network.is_link_local for network, found in networks)
+    ]
 
 
 def refuse_overlap(interface: str, networks: list[Network]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,11 +26,38 @@ from vpnd.errors import HelperError
 
 pytestmark = pytest.mark.netns
 
+VANISHING = """
+import os
+from helper import link, tun
+from helper.journal import Journal
+from helper.messages import OpenTun, SetLink
+
+def vanishing(kind, method):
+    def wrapped(verb, **what):
+        if (verb, kind) == ("del", "link"):
+            os.close(fds.pop())
+        return method(verb, **what)
+    return wrapped
+
+journal = Journal("pyvpn10", 1)
+journal.link_index, fds = tun.open_queues("pyvpn10", OpenTun(1, 500))
+link.set_link(journal, SetLink(
+    1400, ("10.8.0.2/24", "fd00::2/64"), ("0.0.0.0/0", "::/0"), False, ("192.168.0.0/16",), True))
+link.getattr = lambda netlink, kind: vanishing(kind, getattr(netlink, kind))
+link.undo(journal)
+assert not fds
+"""
+
 
 @pytest.fixture
 def host() -> Iterator[HelperHost]:
     with carrier_host() as host:
         yield host
+
+
+def test_an_interface_that_vanishes_while_it_is_undone_leaves_nothing(host: HelperHost) -> None:
+    """Who is killed closes the connection first and the TUN a moment later."""
+    host.host.run(sys.executable, "-P", "-c", VANISHING)
 
 
 def test_a_link_that_comes_later_is_loosened_when_asked_again(host: HelperHost) -> None:
