@@ -17,10 +17,10 @@ TEST_BEDS = Path("/run/pyvpn-test")  # one folder per bed of a test run
 
 def take_down(folder: Path) -> None:
     """End every program of a bed, newest first, delete its namespaces and its folder."""
-    for line in reversed(_notes(folder / "processes")):
+    for line in reversed(notes(folder / "processes")):
         number, started, _ = line.split(maxsplit=2)
         Pid(int(number), int(started)).end()
-    for name in _notes(folder / "namespaces"):
+    for name in notes(folder / "namespaces"):
         for pid in inhabitants(name):
             pid.send(signal.SIGKILL)
         run("ip", "netns", "delete", name, check=False)
@@ -29,18 +29,20 @@ def take_down(folder: Path) -> None:
 
 def take_down_dead(parent: Path = TEST_BEDS) -> list[str]:
     """Take down the beds whose owner is no longer alive; return their names."""
-    dead = [f for f in parent.iterdir() if not _is_owned(f)] if parent.is_dir() else []
+    dead = [f for f in parent.iterdir() if not is_owned(f)] if parent.is_dir() else []
     for folder in dead:
         take_down(folder)
     return [folder.name for folder in dead]
 
 
-def _is_owned(folder: Path) -> bool:
-    notes = _notes(folder / "owner")
-    return bool(notes) and Pid.parse(notes[0]).is_alive()
+def is_owned(folder: Path) -> bool:
+    """Tell whether the test run that built a bed still goes on."""
+    owner = notes(folder / "owner")
+    return bool(owner) and Pid.parse(owner[0]).is_alive()
 
 
-def _notes(path: Path) -> list[str]:
+def notes(path: Path) -> list[str]:
+    """Return the lines of one of a bed's notes."""
     return path.read_text().splitlines() if path.exists() else []
 
 
