@@ -19,6 +19,7 @@ DEMO=/run/pyvpn-demo
 PROGRAM_PACKAGES=(python3 python3-venv iproute2 nftables ca-certificates)
 CLONE_PACKAGES=(git iputils-ping) # iputils-ping for demo and tests
 TEST_PACKAGES=(openssl gnutls-bin shellcheck)
+BUILD_PACKAGES=(build-essential debhelper dh-python)
 UNPRIVILEGED=(--clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all)
 CAP_NET_ADMIN=12 CAP_SYS_ADMIN=21 # linux/capability.h
 
@@ -34,6 +35,7 @@ usage: ./run.sh COMMAND
   client PROFILE        connect this machine: a profile's file or https://HOST[:PORT], and what
                         else `vpnd client --help` names; Ctrl-C disconnects
   vpnctl [ARGUMENTS]    the command line tool, on that server
+  deb [VERSION]         build the Debian package: dist/pyvpn_VERSION_all.deb
   clean                 put the network back, also after kill -9 of everything
   help                  this text
 
@@ -475,6 +477,49 @@ test_both_generations() { # MARKERS
     return $((newest ? newest : debian13))
 }
 
+run_deb() { # [VERSION]
+    local work wheel log version file
+    need_packages "${BUILD_PACKAGES[@]}" "${PROGRAM_PACKAGES[@]}" git
+    need_python
+    wheel=$(locked vendored_wheel) || die "pip could not fetch what packaging/debian/vendor.txt names"
+    work=$(mktemp -d /tmp/pyvpn-deb.XXXXXX)
+    # shellcheck disable=SC2064 # this folder, whatever $work is then
+    trap "rm -rf '$work'" EXIT
+    log=$work/build.log
+    mkdir "$work/source"
+    files_of_clone | while IFS= read -r -d '' file; do # git names what was just deleted too
+        [[ ! -f $HERE/$file ]] || printf '%s\0' "$file"
+    done | tar -C "$HERE" --null --files-from=- -c | tar -x -C "$work/source"
+    cd "$work/source"
+    cp -r packaging/debian debian
+    mkdir debian/vendor
+    cp "$wheel" debian/vendor/
+    (($# == 0)) || sed -i "1s/([^)]*)/($1)/" debian/changelog
+    version=$(dpkg-parsechangelog -S Version)
+    say "building pyvpn $version"
+    if ! dpkg-buildpackage --build=binary --no-sign >"$log" 2>&1; then
+        tail -n 15 "$log" >&2
+        cp "$log" "$HERE/.cache/deb.log"
+        die "the package could not be built: read $HERE/.cache/deb.log"
+    fi
+    mkdir -p "$HERE/dist"
+    cp "$work/pyvpn_${version}_all.deb" "$HERE/dist/"
+    printf '%s\n' "$HERE/dist/pyvpn_${version}_all.deb"
+}
+
+vendored_wheel() { # print the file: what vendor.txt names, by its hash
+    local folder=$HERE/.cache/vendor pinned=$HERE/packaging/debian/vendor.txt wheel
+    wheel=$(find "$folder" -name '*.whl' -newer "$pinned" 2>/dev/null | head -n 1)
+    if [[ -z $wheel ]]; then
+        [[ -x $HERE/.venv/bin/pip ]] || make_venv "$HERE/.venv" "" >&2 || return 1
+        rm -rf "$folder"
+        "$HERE/.venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-input \
+            --no-deps --only-binary=:all: --require-hashes -r "$pinned" -d "$folder" >&2 || return 1
+        wheel=$(find "$folder" -name '*.whl' -exec touch {} + -print)
+    fi
+    printf '%s\n' "$wheel"
+}
+
 announce() { # VENV WHAT
     say "testing with $2: $("$1/bin/python" -c '
 from importlib.metadata import version
@@ -493,6 +538,7 @@ main() {
         ((EUID)) || prepare vpnctl -- "$@" # others than root use what root has prepared
         vpnctl "$@"
         ;;
+    deb) run_deb "$@" ;;
     clean) run_clean "$@" ;;
     help | -h | --help) usage ;;
     *)
