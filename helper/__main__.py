@@ -102,15 +102,12 @@ class Server:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             ready = [key.fd for key, _ in self._selector.select(self._host.next_expiry_s())]
             signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-            self._turn(ready)
-
-    def _turn(self, ready: list[int]) -> None:
-        for fd in self._connections.keys() & ready:
-            self._serve(fd)
-        for line in self._host.expire():
-            log(NOTICE, f"nobody came back for {line}")
-        if self._listener.fileno() in ready:
-            self._accept()
+            for fd in self._connections.keys() & ready:
+                self._serve(fd)
+            for line in self._host.expire():
+                log(NOTICE, f"nobody came back for {line}")
+            if self._listener.fileno() in ready:
+                self._accept()
 
     def _serve(self, fd: int) -> None:
         connection = self._connections[fd]

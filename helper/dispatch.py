@@ -106,7 +106,8 @@ class Caller:
 
         Raises BadFrame when a request comes out of turn, one of TROUBLE when it cannot be granted.
         """
-        if (self._interface is None) != isinstance(request, Hello):
+        interface = request.interface if isinstance(request, Hello) else self._interface
+        if interface is None or self._interface not in (None, interface):
             raise BadFrame(f"{type(request).__name__} out of turn")
         self._rights.check(request)
         match request:
@@ -126,7 +127,10 @@ class Caller:
                 firewall.apply(self._journal, self._host.directory)
                 return {"backend": self._journal.firewall}, []
             case Undo():
-                self._start_over()
+                failures = self.close()
+                self._host.claim(interface, self.uid)
+                if failures:
+                    raise Refused("; ".join(failures))
         return {}, []
 
     def close(self) -> list[str]:
@@ -139,10 +143,12 @@ class Caller:
         return self._host.journals[self._interface]
 
     def _hello(self, request: Hello) -> dict[str, object]:
-        adopted = self._host.claim(request.interface, self.uid)
+        # who says it again was restarted, and goes on
+        adopted = bool(self._interface) or self._host.claim(request.interface, self.uid)
         self._interface = request.interface
         return {
             "protocol": PROTOCOL,
+            "token": request.token,
             "adopted": adopted,
             "firewall_backends": firewall.usable(),
         }
@@ -172,10 +178,3 @@ class Caller:
         forwarding.record(journal, host.others(journal), settings)
         firewall.apply(journal, host.directory)  # stores the journal; closes what is opened next
         forwarding.apply(journal, versions, tunnel=request.forwarding)
-
-    def _start_over(self) -> None:
-        interface = self._journal.interface
-        failures = self._host.undo(interface)
-        self._host.claim(interface, self.uid)
-        if failures:
-            raise Refused("; ".join(failures))

@@ -53,12 +53,10 @@ class JournalDirectory:
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         status = os.fstat(self._fd)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            self.close()
             raise Refused(f"{path}: must be root's and closed to others: chmod 0700 {path}")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            self.close()
             raise Refused(f"{path}: in use by another pyvpn-helper; stop that first") from exc
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_net
 from typing import Any, get_args
 
 PROTOCOL = 1
+RESUME = b"\xff" * 8  # in no honest frame: one that was begun before it is not to be finished
 ROUTE_PROTOCOL = 118  # who made a route or rule: a number that rtnetlink.h leaves free is us
 MAX_FRAME = (
     4 * 1024 * 1024
@@ -60,16 +61,19 @@ def parse(kind: Callable[[str], Any], text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first request: which interface this connection speaks for."""
+    """The first request: which interface this connection speaks for.
+
+    Whoever takes a connection over from a process that died says it again, behind RESUME;
+    `token` comes back in the answer, which tells it from answers that nobody has read.
+    """
 
     interface: str
     protocol: int = PROTOCOL
+    token: str = ""
 
     def __post_init__(self) -> None:
         if not INTERFACE.fullmatch(self.interface):
             raise Refused(f"{self.interface!r} is no interface name; use pyvpn0 to pyvpn999")
-        if self.protocol != PROTOCOL:
-            raise Refused(f"helper speaks protocol {PROTOCOL}: install helper and vpnd together")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,8 @@ def decode(payload: bytes) -> Request:
         raise BadFrame("no JSON") from exc
     if not isinstance(fields, dict):
         raise BadFrame("no JSON object")
+    if fields.get("protocol", PROTOCOL) != PROTOCOL:  # before its fields, which may be others
+        raise Refused(f"helper speaks protocol {PROTOCOL}: restart helper and vpnd together")
     name = fields.pop("request", None)
     kind = REQUESTS.get(name) if isinstance(name, str) else None
     if kind is None:
@@ -210,7 +216,9 @@ class FrameReader:
 
     def receive(self, data: bytes) -> Iterable[bytes]:
         """Yield the payloads that `data` completes; raise BadFrame for one over MAX_FRAME."""
-        self._held += data
+        if RESUME in data:
+            self._held.clear()
+        self._held += data.rpartition(RESUME)[2]
         while len(self._held) >= LENGTH.size:
             (size,) = LENGTH.unpack_from(self._held)
             if size > MAX_FRAME:

@@ -5,6 +5,7 @@
 | VpnError | anything expected, explained in one sentence |
 | ConfigError | what the operator wrote; exit status 2 |
 | HelperError | the privileged helper is absent, or refused |
+| RestartNeeded | parts of different versions meet; exit status 75, systemd starts us again |
 | StoreError | the database cannot be read or written |
 | AuthError | a login that cannot be carried out |
 | ProtocolError | somebody broke the protocol |
@@ -28,6 +29,12 @@ class ConfigError(VpnError):
 
 class HelperError(VpnError):
     """The privileged helper could not do what it was asked for."""
+
+
+class RestartNeeded(VpnError):
+    """Another part of pyvpn is of another version: an upgrade was made while this one ran."""
+
+    exit_status = 75  # EX_TEMPFAIL: the next try may work
 
 
 class StoreError(VpnError):

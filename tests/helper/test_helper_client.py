@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helper.messages import FrameReader, decode, frame
-from vpnd.errors import HelperError
+from helper.messages import PROTOCOL, RESUME, FrameReader, Hello, decode, frame
+from vpnd.errors import HelperError, RestartNeeded
 from vpnd.host.helper_client import HelperClient
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the client talks to root alone")
@@ -158,6 +158,130 @@ def test_a_helper_that_dies_while_asked_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(HelperError, match="the helper is gone; start pyvpn-helper"):
             await client.undo()
         await client.wait_closed()
+        await task
+
+    asyncio.run(scenario())
+
+
+def resumed(serve: Callable[[socket.socket], None]) -> tuple[int, asyncio.Task[None]]:
+    """Return a connection as the process before left it, and let `serve` have the other end."""
+    ours, theirs = socket.socketpair()
+
+    def run() -> None:
+        with theirs:
+            serve(theirs)
+
+    return ours.detach(), asyncio.create_task(asyncio.to_thread(run))
+
+
+def hello(sock: socket.socket) -> Hello:
+    """Return the Hello that comes behind RESUME."""
+    data = b""
+    while RESUME not in data:
+        data += sock.recv(4096)
+    (payload,) = FrameReader().receive(data)
+    request = decode(payload)
+    assert isinstance(request, Hello)
+    return request
+
+
+def greeting(token: str) -> bytes:
+    facts = {"token": token, "adopted": True, "firewall_backends": ["nftables"]}
+    return frame({"ok": {"protocol": PROTOCOL, **facts}})
+
+
+def test_answers_that_nobody_read_are_passed_over() -> None:
+    """The process before was killed with questions open; their descriptors are not for us."""
+
+    def serve(sock: socket.socket) -> None:
+        socket.send_fds(sock, [frame({"ok": {"index": 1}})], [0, 0])
+        sock.sendall(greeting("of the process before") + frame({"error": "somebody else's"}))
+        sock.sendall(greeting(hello(sock).token))
+        sock.recv(4096)
+        sock.sendall(frame({"ok": {"backend": "nftables"}}))
+
+    async def scenario() -> None:
+        fd, task = resumed(serve)
+        before = descriptors()
+        client = await HelperClient.resume(fd, "helper.sock", "pyvpn0")
+        assert client.adopted
+        assert client.fileno() == fd
+        backend = await client.set_firewall(
+            networks=[], masquerade=False, clamp_mss=False, client_to_client=False
+        )
+        assert backend == "nftables"
+        assert descriptors() <= before
+        client.close()
+        await task
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_said_before_all_that_was_said_is_read() -> None:
+    """The mark that voids half a request must not be cut in two by a read for that request."""
+    left = frame({"request": "Undo"})[:-1] + b" " * 100_000
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        sent = ours.send(left)
+        client = asyncio.create_task(HelperClient.resume(ours.detach(), "-", "pyvpn0"))
+        loop = asyncio.get_running_loop()
+        heard = b""
+        while len(heard) < sent:
+            await asyncio.sleep(0)
+            piece = await loop.sock_recv(theirs, 1000)
+            assert RESUME not in piece
+            heard += piece
+        request = await loop.sock_recv(theirs, 4096)
+        assert request.startswith(RESUME)
+        theirs.close()
+        with pytest.raises(HelperError, match="the helper is gone"):
+            await client
+
+    asyncio.run(scenario())
+
+
+def test_a_resumed_connection_that_is_refused_says_why() -> None:
+    """The refusal has no token; that no other answer follows shows whose it is."""
+
+    def serve(sock: socket.socket) -> None:
+        hello(sock)
+        sock.sendall(frame({"error": "no such thing"}))
+        sock.recv(4096)
+
+    async def scenario() -> None:
+        fd, task = resumed(serve)
+        with pytest.raises(HelperError, match=r"^helper: no such thing$"):
+            await HelperClient.resume(fd, "helper.sock", "pyvpn0")
+        await task
+
+    asyncio.run(scenario())
+
+
+@needs_root
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_helper_of_another_version_asks_for_a_restart(tmp_path: Path, *, resume: bool) -> None:
+    """An upgrade was made while one of the two ran; systemd starts who exits with 75 again."""
+    path = tmp_path / "helper.sock"
+
+    def serve(sock: socket.socket) -> None:
+        sock.recv(4096)
+        sock.sendall(
+            frame({"error": "helper speaks protocol 7: restart helper and vpnd together"})
+        )
+
+    async def scenario() -> None:
+        if resume:
+            fd, task = resumed(serve)
+            client = HelperClient.resume(fd, str(path), "pyvpn0")
+        else:
+            task = served(path, serve)
+            client = HelperClient.connect(str(path), "pyvpn0")
+        with pytest.raises(RestartNeeded, match=r"^helper speaks protocol 7") as info:
+            await client
+        assert info.value.exit_status == 75
         await task
 
     asyncio.run(scenario())

@@ -1,5 +1,7 @@
 """Requests: what travels, and what is refused before anybody looks at it."""
 
+import dataclasses
+import hashlib
 import json
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +13,9 @@ from hypothesis import strategies as st
 from helper.messages import (
     LENGTH,
     MAX_FRAME,
+    PROTOCOL,
     REQUESTS,
+    RESUME,
     BadFrame,
     FrameReader,
     Hello,
@@ -182,6 +186,34 @@ def test_byte_at_a_time_equals_all_at_once(payloads: list[bytes], step: int) -> 
     pieces = [stream[at : at + step] for at in range(0, len(stream), step)]
     assert [p for piece in pieces for p in reader.receive(piece)] == payloads
     assert list(FrameReader().receive(stream)) == payloads
+
+
+@given(st.sampled_from(SOUND), st.integers(0), st.sampled_from(SOUND))
+def test_a_frame_that_was_begun_ends_where_another_process_resumes(
+    begun: Any, cut: int, request_: Any
+) -> None:
+    """Whoever was killed while it wrote does not write the rest."""
+    reader, data = FrameReader(), encode(begun)
+    assert list(reader.receive(data[: cut % len(data)])) == []
+    (payload,) = reader.receive(RESUME + encode(request_))
+    assert decode(payload) == request_
+
+
+def test_another_version_is_told_so_whatever_it_says() -> None:
+    """After an upgrade old and new meet; fields that only one knows must not be all they see."""
+    hello = {"request": "Hello", "interface": "pyvpn0", "protocol": PROTOCOL + 1, "colour": "red"}
+    with pytest.raises(Refused, match=rf"^helper speaks protocol {PROTOCOL}: restart helper and"):
+        decode(json.dumps(hello).encode())
+
+
+def test_a_change_of_the_messages_changes_their_number() -> None:
+    """Two that differ must not take each other for equals: count PROTOCOL up, and note it here."""
+    fields = {
+        name: [(field.name, str(field.type)) for field in dataclasses.fields(kind)]
+        for name, kind in REQUESTS.items()
+    }
+    digest = hashlib.sha256(repr(fields).encode()).hexdigest()[:16]
+    assert (PROTOCOL, digest) == (1, "9d838c257603f3fe")
 
 
 def test_a_frame_has_a_bound() -> None:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from helper.messages import OpenSockets, encode
 from tests.netns.helper_host import HelperHost
 from tests.netns.process import BedError
 from tests.netns.snapshot import State, differences, snapshot
 from vpnd.errors import HelperError
+from vpnd.host.helper_client import HelperClient
 
 pytestmark = pytest.mark.netns
 numbers = itertools.count()
@@ -140,6 +142,56 @@ def test_a_killed_helper_comes_back_and_adopts(host: HelperHost) -> None:
         await again.set_link(mtu=1400, addresses=["10.8.0.1/24", "fd00:1::1/64"], forwarding=True)
         assert differences(during, snapshot(host.host)) == []
         again.close()
+        close(fds)
+        (await host.connect()).close()
+
+    host.start()
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("asked", ["nothing", "half", "all"])
+def test_a_connection_outlives_the_process_that_made_it(host: HelperHost, asked: str) -> None:
+    """systemd keeps a copy over a restart; a kill may come in the middle of any request."""
+
+    async def scenario() -> None:
+        client = await host.connect()
+        fds = await host.set_up(client)
+        during = snapshot(host.host)
+        request = encode(OpenSockets((("0.0.0.0", 5000),), 2, 1 << 20))
+        sent = {"nothing": 0, "half": len(request) // 2, "all": len(request)}[asked]
+        os.write(client.fileno(), request[:sent])
+        kept = os.dup(client.fileno())
+        asyncio.get_running_loop().remove_reader(client.fileno())  # it dies: reads nothing more
+        client._closed.set()
+        client._socket.close()
+        again = await HelperClient.resume(kept, str(host.socket), "pyvpn0")
+        assert again.adopted
+        assert differences(during, snapshot(host.host)) == []
+        await again.set_link(mtu=1400, addresses=["10.8.0.1/24", "fd00:1::1/64"], forwarding=True)
+        assert differences(during, snapshot(host.host)) == []
+        (group,) = await again.open_sockets(
+            [("0.0.0.0", 5000)], udp_per_address=1, buffer_bytes=1 << 20
+        )
+        close([*fds, group[0], *group[1]])
+        again.close()
+        (await host.connect()).close()
+
+    host.start()
+    asyncio.run(scenario())
+
+
+def test_a_connection_speaks_for_one_interface_only(host: HelperHost) -> None:
+    """A second Hello is for those that were restarted, not for those that want more."""
+
+    async def scenario() -> None:
+        client = await host.connect()
+        fds = await host.set_up(client)
+        kept = os.dup(client.fileno())
+        asyncio.get_running_loop().remove_reader(client.fileno())
+        client._closed.set()
+        client._socket.close()
+        with pytest.raises(HelperError, match="the helper is gone"):
+            await HelperClient.resume(kept, str(host.socket), "pyvpn1")
         close(fds)
         (await host.connect()).close()
 

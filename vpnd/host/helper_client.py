@@ -2,20 +2,29 @@
 
 The connection stands for the host state: the helper undoes everything once its last copy is
 closed.  Requests are answered one at a time, in order.
+
+A connection that the service manager kept over a restart is *resumed*.  The process before may
+have died at any moment: half a request may be on its way, and answers that nobody has read.
+RESUME voids the first; the second are passed over until the token of our own Hello comes back.
 """
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import secrets
 import socket
 import struct
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from helper.messages import (
     MAX_FDS,
+    RESUME,
     BadFrame,
     FrameReader,
     Hello,
@@ -28,13 +37,16 @@ from helper.messages import (
     Undo,
     encode,
 )
-from vpnd.errors import HelperError
+from vpnd.errors import HelperError, RestartNeeded, VpnError
 
 READ_SIZE = 64 * 1024
 FD = struct.Struct("i")
 ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * FD.size)
 UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CHANGE_TIMEOUT_S = 60.0  # thousands of routes, or nft on a busy host
+UNCLAIMED_S = 0.5  # for our own answer to follow a refusal that was perhaps another's
+UNREAD_INTERVAL_S = 0.01  # between two looks whether the helper has read everything
+OTHER_VERSION = "helper speaks protocol "  # so a helper of any version begins such a refusal
 
 Answer = tuple[Mapping[str, Any], list[int]]
 
@@ -58,6 +70,8 @@ class HelperClient:
         self._fds: list[int] = []
         self._sending = asyncio.Lock()
         self._answers: deque[asyncio.Future[Answer]] = deque()  # asked and not answered yet
+        self._token = ""  # while set, answers without it are those that nobody read
+        self._unclaimed = ""  # the last refusal among those
         self._closed = asyncio.Event()
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
@@ -75,14 +89,46 @@ class HelperClient:
             sock.close()
             raise
         client = cls(sock, path)
-        try:
-            facts, _ = await client._ask(lambda: Hello(interface), timeout_s)
-        except BaseException:
-            client.close()
-            raise
-        client.adopted = bool(facts["adopted"])
-        client.firewall_backends = tuple(facts["firewall_backends"])
+        await client._greet(interface, timeout_s)
         return client
+
+    @classmethod
+    async def resume(cls, fd: int, path: str, interface: str, *, timeout_s: float = 5.0) -> Self:
+        """Return the connection `fd`, kept over a restart, after whatever was said on it before.
+
+        Takes the descriptor.  Raises HelperError when the helper is gone, or does not go on with
+        it: connect then.  Another copy of the connection keeps the host's state meanwhile.
+        """
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        client = cls(sock, path)
+        client._token = secrets.token_hex(16)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while _unread(sock) and not client.is_closed:  # noqa: ASYNC110 - no event says
+                    await asyncio.sleep(UNREAD_INTERVAL_S)
+        except (OSError, TimeoutError) as exc:
+            client.close()
+            raise HelperError(_explained(path, exc)) from exc
+        await client._greet(interface, timeout_s)
+        return client
+
+    async def _greet(self, interface: str, timeout_s: float) -> None:
+        """Say Hello; close when it is not answered as it should be."""
+        hello, prefix = Hello(interface, token=self._token), RESUME if self._token else b""
+        try:
+            facts, _ = await self._ask(lambda: hello, timeout_s, prefix=prefix)
+        except BaseException as exc:
+            self.close()
+            if self._unclaimed or OTHER_VERSION in str(exc):
+                raise _refusal(self._unclaimed or str(exc)) from exc
+            raise
+        self.adopted = bool(facts["adopted"])
+        self.firewall_backends = tuple(facts["firewall_backends"])
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, for the service manager to keep a copy of."""
+        return self._socket.fileno()
 
     async def open_tun(self, *, queues: int, tx_queue_len: int) -> list[int]:
         """Make the interface; return one non-blocking fd for each queue, the caller's to close.
@@ -172,11 +218,15 @@ class HelperClient:
                 answer.set_exception(HelperError(f"{self._path}: the helper is gone; {_START}"))
 
     async def _ask(
-        self, make: Callable[[], Request], timeout_s: float = CHANGE_TIMEOUT_S
+        self,
+        make: Callable[[], Request],
+        timeout_s: float = CHANGE_TIMEOUT_S,
+        *,
+        prefix: bytes = b"",
     ) -> Answer:
         """Send the request that `make` returns; return fields and fds of its answer."""
         try:
-            data = encode(make())
+            data = prefix + encode(make())
         except Refused as exc:
             raise HelperError(str(exc)) from exc
         if self._closed.is_set():
@@ -217,6 +267,10 @@ class HelperClient:
 
     def _take(self, answer: Mapping[str, Any]) -> None:
         fds, self._fds = self._fds, []
+        if self._token and not self._is_claimed(answer):
+            _close_fds(fds)
+            return
+        self._token = ""
         asked = self._answers.popleft() if self._answers else None
         if asked is None or asked.done():  # nobody waits for it any more
             _close_fds(fds)
@@ -225,6 +279,23 @@ class HelperClient:
             asked.set_exception(HelperError(f"helper: {answer['error']}"))
         else:
             asked.set_result((answer["ok"], fds))
+
+    def _is_claimed(self, answer: Mapping[str, Any]) -> bool:
+        """Return whether this is the answer to our own first request.
+
+        A refusal carries no token: whether it is ours shows when no other answer comes.
+        """
+        if "error" not in answer:
+            return bool(answer["ok"].get("token") == self._token)
+        self._unclaimed = str(answer["error"])
+        if self._unclaimed.startswith(OTHER_VERSION):
+            return True
+        self._loop.call_later(UNCLAIMED_S, self._give_up)
+        return False
+
+    def _give_up(self) -> None:
+        if self._token:
+            self.close()
 
     def _exactly(self, fds: list[int], count: int) -> list[int]:
         if len(fds) != count:  # out of file descriptors: the kernel drops what does not fit
@@ -235,6 +306,19 @@ class HelperClient:
 
 
 _START = "start pyvpn-helper (systemctl start pyvpn-helper, or pyvpn-helper as root)"
+
+
+def _refusal(reason: str) -> VpnError:
+    """Return what a refused Hello is raised as."""
+    if OTHER_VERSION in reason:
+        return RestartNeeded(reason.removeprefix("helper: "))
+    return HelperError(f"helper: {reason}")
+
+
+def _unread(sock: socket.socket) -> int:
+    """Return the bytes that the other end has not read yet (SIOCOUTQ, unix(7))."""
+    count = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(FD.size))
+    return int.from_bytes(count, sys.byteorder)
 
 
 def _explained(path: str, exc: Exception) -> str:
