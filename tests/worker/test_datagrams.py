@@ -4,17 +4,20 @@ import logging
 import os
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.dataplane.wiring import INTERNET4, PLAIN, tcp
 from tests.protocol.psk_client import again
 from tests.worker.gateway import Device, Gateway
 from vpnd.dataplane import counters
+from vpnd.dataplane.udp_socket import Train
 from vpnd.protocol.dtls_handshake import HANDSHAKE_TIMEOUT, MAX_ANSWERS, MAX_RESENDS
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_record import ALERT, HEADER, SUITES
 from vpnd.worker.datagrams import (
     HANDSHAKES_PER_TUNNEL,
     REBIND_CANDIDATES,
+    SLOW_HANDSHAKE,
     WAITING_STEPS,
 )
 from vpnd.worker.tunnel import Tunnel
@@ -125,6 +128,37 @@ def test_four_handshakes_of_a_tunnel_at_once_and_no_more(gateway: Gateway) -> No
     assert late.answers()
 
 
+def test_replayed_hellos_do_not_keep_the_client_out(gateway: Gateway) -> None:
+    """Those from elsewhere give way to its own, and all that stand still to the next."""
+    tunnel = gateway.tunnel(2)
+    tunnel.channel.address = ("127.0.0.1", 40000)
+    hello = gateway.device(tunnel).openssl.hello()
+    for n in range(2, 2 + HANDSHAKES_PER_TUNNEL):
+        gateway.datagrams.on_stray(
+            gateway.udp,
+            Train(memoryview(hello), len(hello), (f"127.0.0.{n}", 9), []),
+            memoryview(hello),
+        )
+    gateway.settle()
+    assert tunnel.pending == HANDSHAKES_PER_TUNNEL
+    device = gateway.device(tunnel)
+    device.handshake()
+    assert tunnel.peer.dtls is not None
+    assert tunnel.pending == HANDSHAKES_PER_TUNNEL - 1
+    sniffers = [gateway.device(tunnel) for _ in range(HANDSHAKES_PER_TUNNEL)]
+    for sniffer in sniffers:  # behind the same NAT, or with a forged source
+        sniffer.send(sniffer.openssl.hello())
+    gateway.settle()
+    late = gateway.device(tunnel)
+    late.send(late.openssl.hello())
+    gateway.settle()
+    assert late.answers() == []
+    gateway.now += SLOW_HANDSHAKE
+    again = gateway.device(tunnel)
+    again.handshake()
+    assert tunnel.pending <= HANDSHAKES_PER_TUNNEL
+
+
 def test_a_repeated_hello_belongs_to_its_handshake(gateway: Gateway) -> None:
     """Or the client's answer would fit none of two ServerHellos."""
     tunnel = gateway.tunnel(2)
@@ -207,6 +241,16 @@ def test_a_port_that_a_nat_gave_to_another_client_changes_hands(gateway: Gateway
     assert not alice.peer.dtls_active
 
 
+def finished_again(device: Device, number: int) -> bytes:
+    """Return a repetition of the client's Finished: clients give each its own record number."""
+    keys = device.openssl.keys().client
+    sequence = (1 << 48 | 1 + number).to_bytes(8, "big")
+    body = bytes(24)
+    bound = sequence + b"\x16\xfe\xfd" + len(body).to_bytes(2, "big")
+    sealed = sequence + AESGCM(keys.key).encrypt(keys.iv + sequence, body, bound)
+    return b"\x16\xfe\xfd" + sequence + len(sealed).to_bytes(2, "big") + sealed
+
+
 def test_a_lost_last_flight_is_repeated_when_the_client_repeats_its_own(gateway: Gateway) -> None:
     """Verbatim, at most ten times, and not more often than every 200 ms."""
     tunnel = gateway.tunnel(2)
@@ -217,10 +261,16 @@ def test_a_lost_last_flight_is_repeated_when_the_client_repeats_its_own(gateway:
     device.send(finished)
     gateway.settle()
     (last,) = device.answers()  # lost
-    seen = []
-    for _ in range(3 * MAX_RESENDS):
+    for _ in range(3 * MAX_RESENDS):  # anybody can send what looks like it
         gateway.now += 0.1
-        device.send(finished)
+        device.send(b"\x16\xfe\xfd" + (1 << 48).to_bytes(8, "big") + b"\0\x28" + bytes(40))
+        device.send(finished[:-1] + b"?")
+        gateway.settle()
+    assert device.answers() == []
+    seen = []
+    for number in range(3 * MAX_RESENDS):
+        gateway.now += 0.1
+        device.send(finished_again(device, number))
         gateway.settle()
         seen += device.answers()
     assert seen == [last] * MAX_RESENDS
@@ -286,6 +336,9 @@ def test_a_client_behind_a_new_nat_port_keeps_its_channel(
     records = [device.seal(b"\0" + packet(tunnel, 100)) for _ in range(5)]
     device.udp.send_train(memoryview(b"".join(records)), len(records[0]), gateway.outer, [])
     gateway.settle()
+    assert tunnel.peer.rx_packets == 1 + len(records)  # the one that was the proof included
+    assert sum(map(len, gateway.from_tun())) > len(records) * 100
+    assert gateway.drops.as_dict() == {}
     path = tunnel.peer.dtls
     assert path is not None
     assert path.address == device.outer
@@ -353,7 +406,7 @@ def test_strays_cost_a_bounded_number_of_tries(gateway: Gateway) -> None:
     gateway.now += 1
     device.send(device.seal(DPD), device.seal(DPD))
     gateway.settle()
-    assert len(device.answers()) == 1
+    assert len(device.answers()) == 2
     gateway.tunnels[:] = [*tunnels, tunnel]
 
 

@@ -202,6 +202,19 @@ def test_how_a_client_leaves_decides_whether_it_may_come_back(
     play(site, scene)
 
 
+def test_packets_before_a_goodbye_arrive(site: TestSite) -> None:
+    """A client that leaves has often just sent its last words, in the same segment."""
+
+    async def scene(bench: Bench) -> None:
+        remote = await bench.tunnel()
+        goodbye = cstp.encode(PacketType.DISCONNECT, b"\xb0bye")
+        remote.send(cstp.encode(PacketType.DATA, from_client()), goodbye)
+        assert await bench.from_tun() == PLAIN + from_client()
+        await bench.border.end()
+
+    play(site, scene)
+
+
 def test_the_master_ends_a_tunnel_with_a_goodbye(site: TestSite) -> None:
     """A stock client that hears it does not come back by itself."""
 

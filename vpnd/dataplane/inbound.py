@@ -71,8 +71,10 @@ class Inbound:
                 break
             path = self._peers.outer.get(train.address)
             if path is None:
-                self._strays(udp, train)
-                continue
+                train = self._strays(udp, train)
+                path = self._peers.outer.get(train.address)
+                if path is None:
+                    continue
             if path.peer is not owner:
                 self._write(owner, packets, now)
                 packets, owner = [], path.peer
@@ -81,13 +83,16 @@ class Inbound:
         for control in controls:
             self._on_control(control)
 
-    def _strays(self, udp: UdpSocket, train: Train) -> None:
+    def _strays(self, udp: UdpSocket, train: Train) -> Train:
+        """Show each datagram to the session code, until one tells whose they are.
+
+        Return the train from that one on.
+        """
         for at in range(0, len(train.data), train.size):
-            if train.address in self._peers.outer:  # the one before has shown whose they are
-                left = -(-(len(train.data) - at) // train.size)
-                self._drops.add(counters.UNKNOWN_SOURCE, left)
-                return
             self._on_stray(udp, train, train.data[at : at + train.size])
+            if train.address in self._peers.outer:
+                return Train(train.data[at:], train.size, train.address, train.ancillary)
+        return train
 
     def _open(
         self,

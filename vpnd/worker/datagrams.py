@@ -25,6 +25,7 @@ from vpnd.worker.tunnel import Tunnel
 from vpnd.worker.turns import Turns
 
 HANDSHAKES_PER_TUNNEL = 4  # under way at once; a fifth waits until one ends
+SLOW_HANDSHAKE = 1.0  # seconds; one that takes longer gives way to a fifth
 HANDSHAKES_TOTAL = 512  # 70 KiB each while they last
 WAITING_STEPS = 256  # datagrams that may wait for their turn; clients repeat what is lost
 REBIND_CANDIDATES = 4  # sessions of the same outer host that a stray record is tried on
@@ -137,7 +138,7 @@ class Datagrams:
             self._drops.add(counters.UNKNOWN_SOURCE)
             return
         self._drop_pending(train.address)
-        if tunnel.pending >= HANDSHAKES_PER_TUNNEL or len(self._pending) >= HANDSHAKES_TOTAL:
+        if not self._make_room(tunnel, train.address[0]):
             tunnel.peer.drops.add(counters.HANDSHAKE_LIMIT)
             return
         random = peek_client_hello(datagram).random
@@ -146,6 +147,27 @@ class Datagrams:
         self._pending[train.address] = pending
         tunnel.pending += 1
         self._step(train.address, pending, datagram)
+
+    def _make_room(self, tunnel: Tunnel, host: str) -> bool:
+        """Return whether another handshake may begin; perhaps one that stands still gives way.
+
+        Whoever has seen an App-ID may send it again: he must not keep the client out.
+        """
+        if len(self._pending) >= HANDSHAKES_TOTAL:
+            return False
+        if tunnel.pending < HANDSHAKES_PER_TUNNEL:
+            return True
+        home, now = tunnel.channel.address[0], self._clock()
+        held = [(a, p.handshake) for a, p in self._pending.items() if p.tunnel is tunnel]
+        strangers = [(a, h) for a, h in held if a[0] != home]
+        slow = [(a, h) for a, h in held if now - h.started_at >= SLOW_HANDSHAKE]
+        if host == home:
+            victims = strangers or slow
+        else:
+            victims = [each for each in slow if each in strangers]
+        if victims:
+            self._drop_pending(victims[0][0])  # the oldest: a dictionary keeps the order
+        return bool(victims)
 
     def _step(self, address: Address, pending: _Pending, datagram: memoryview) -> None:
         handshake = pending.handshake
@@ -239,12 +261,14 @@ class Datagrams:
             tunnel.send_dtls(payload)
 
     def _unauthentic(self, control: Control) -> None:
-        """Take what may belong to a handshake; anybody can send it from this address."""
+        """Take what may belong to a handshake; anybody can send it from this address.
+
+        The client that repeats its last flight shows it by the Finished in it, which is
+        authentic: forged records must not use up our repetitions.
+        """
         path = control.path
         if path.address in self._pending or self._tunnel_of(control.payload) is not None:
             self._put_off(path.udp, path.address, path.ancillary, control.payload)
-        else:
-            self._repeat_flight(path)
 
     def _repeat_flight(self, path: DtlsPath) -> None:
         handshake = path.handshake
@@ -264,12 +288,10 @@ class Datagrams:
                 _, sequence, _ = path.opener.open(datagram, self._scratch)
             except Malformed:
                 continue
-            is_newest = sequence > path.replay.newest
-            if not path.replay.accept(sequence) or not is_newest:
+            if sequence <= path.replay.newest:
                 break  # one that was overtaken must not move the client back (RFC 9146, 6)
+            # it is not taken here: the data path opens it once more, as of a known address
             self._peers.move_path(path, udp, train.address, train.ancillary)
-            tunnel.peer.liveness.heard_dtls(self._clock())
-            self.on_confirmed(path)
             log.event(
                 "client moved",
                 user=tunnel.user,

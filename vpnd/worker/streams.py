@@ -33,6 +33,7 @@ HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake
 CLOSE_TIMEOUT = 2.0  # seconds for the last bytes to leave before the connection is cut
 MAX_EARLY = 256 * 1024  # bytes of a TLS handshake that may wait: one read of the event loop
 MAX_BACKLOG = 1024 * 1024  # bytes of ciphertext a client may leave unread before it is cut off
+ENDS = {PacketType.DISCONNECT, PacketType.TERMINATE}
 GAVE_WAY = "too many logins at once, this address had most"
 _BUSY = "the service is busy, try again in a moment"
 
@@ -178,8 +179,14 @@ class ClientConnection(asyncio.Protocol):
             for kind, payload in reader.receive(record):
                 if kind == PacketType.DATA:
                     packets.append(payload)
-                elif not self._control(kind, payload):
+                    continue
+                if kind in ENDS:  # what came before it is still good
+                    self._deliver(tunnel, packets)
+                if not self._control(kind, payload):
                     return
+        self._deliver(tunnel, packets)
+
+    def _deliver(self, tunnel: Tunnel, packets: list[memoryview]) -> None:
         if packets:
             if tunnel.peer.dtls_active:
                 tunnel.peer.liveness.doubt_dtls(self._host.now())
@@ -189,7 +196,7 @@ class ClientConnection(asyncio.Protocol):
         """Handle a CSTP packet that is not data; return False when the tunnel is over."""
         if kind == PacketType.DPD_REQUEST:
             self.send_control(cstp.encode(PacketType.DPD_RESPONSE, payload))
-        elif kind in {PacketType.DISCONNECT, PacketType.TERMINATE}:
+        elif kind in ENDS:
             said = cstp.parse_disconnect(payload)
             self._end_tunnel(
                 f"client left: {said.text or 'no reason'}", temporary=said.is_temporary
