@@ -50,6 +50,15 @@ def test_a_profile_may_come_from_a_descriptor(profile: Path) -> None:
     assert made("/root/secret/tablet.toml", "--profile-fd", str(fd)).client.name == "tablet"
 
 
+def test_a_profile_may_come_from_the_service_manager(
+    profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that root alone may read stays so; the unit's name is the file's."""
+    profile.rename(tmp_path / "profile")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert made("/etc/pyvpn/client/tablet.toml").client.name == "tablet"
+
+
 def test_a_url_takes_what_a_file_would_say(tmp_path: Path) -> None:
     """Pins, TLS 1.2 and a user."""
     config = made(URL, "--pin", PIN, "--user", "bob", "--allow-tls12")

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vpnd.config.load_profile import interface, load_profile, profile_of_url, sy
 from vpnd.config.profile_options import ClientConfig, ClientTlsOptions
 from vpnd.errors import ConfigError, VpnError
 
+CREDENTIAL = "profile"  # as pyvpn-client@.service calls it
 RUN_DIR = "/run/pyvpn-client-{}"
 FOR_URLS = ("pin", "ca", "certificate", "key", "allow_tls12")  # what a profile says itself
 
@@ -55,9 +57,21 @@ def configuration(options: argparse.Namespace) -> ClientConfig:
                 f"--{given[0].replace('_', '-')}: stands beside a URL only; "
                 f"write it into {options.profile}"
             )
-        data = None if options.profile_fd is None else read_all(options.profile_fd, MAX_FILE)
-        config = load_profile(options.profile, data)
+        config = load_profile(options.profile, _given(options))
     return _overruled(config, options)
+
+
+def _given(options: argparse.Namespace) -> bytes | None:
+    """Return the profile where not this process but root has opened it, else None.
+
+    The unit of systemd hands it over as a credential (systemd.exec(5), LoadCredential=).
+    """
+    if options.profile_fd is not None:
+        return read_all(options.profile_fd, MAX_FILE)
+    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), CREDENTIAL)
+    if credential.exists():
+        return read(credential, "start the unit again")
+    return None
 
 
 def _of_url(options: argparse.Namespace) -> ClientConfig:
