@@ -193,6 +193,19 @@ def test_bad_host_name_is_refused_before_anything_is_made() -> None:
         pki.run(parse("init", "--name", "vpn example"))
 
 
+@pytest.mark.parametrize(
+    ("hostname", "first"), [("vpn.example.org", "vpn.example.org"), ("vpn", "192.0.2.7")]
+)
+def test_without_a_name_the_server_is_called_what_others_reach_it_by(
+    monkeypatch: pytest.MonkeyPatch, hostname: str, first: str
+) -> None:
+    """Profiles carry the first name, and nobody but this host knows one without dots."""
+    monkeypatch.setattr(pki.socket, "gethostname", lambda: hostname)
+    monkeypatch.setattr(pki, "_own_address", lambda *_: ["192.0.2.7"])
+    assert pki._names(None)[0] == first
+    assert sorted(pki._names(None)) == sorted([hostname, "192.0.2.7"])
+
+
 CHILD_IMPORTS = """
 import sys, tempfile
 from vpnctl.commands import client, pki

@@ -38,7 +38,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="HOST",
         help="host name or address of the server, the one for profiles first "
-        "(may be repeated; default: this host's name)",
+        "(may be repeated; default: this host's full name, its address towards the internet)",
     )
     init.add_argument(
         "--key-type",
@@ -127,12 +127,30 @@ def _refuse_existing(home: Home, files: Sequence[str]) -> None:
 def _names(written: Sequence[str] | None) -> list[str]:
     """Return checked host names; without any, this host's own."""
     names = []
-    for name in written or [socket.gethostname()]:
+    for name in written or _own_names():
         try:
             names.append(values.host(name))
         except values.BadValue as exc:
             raise ConfigError(f"--name: {exc}") from None
     return list(dict.fromkeys(names))
+
+
+def _own_names() -> list[str]:
+    """Return what this host is reached by, best first: a name without dots is known to nobody."""
+    name = socket.gethostname()
+    ipv4 = _own_address(socket.AF_INET, "192.0.2.1")
+    address = ipv4 or _own_address(socket.AF_INET6, "2001:db8::1")
+    return [name, *address] if "." in name else [*address, name]
+
+
+def _own_address(family: socket.AddressFamily, somewhere: str) -> list[str]:
+    """Return the address of this host that the internet would see, if any; nothing is sent."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((somewhere, 9))
+            return [sock.getsockname()[0]]
+    except OSError:
+        return []
 
 
 def _facts(made: dict[str, Any]) -> list[tuple[str, str]]:
