@@ -24,6 +24,7 @@ WEB4, WEB6 = "192.0.2.80", "2001:db8:80::80"
 SERVER4, SERVER6 = "203.0.113.2", "2001:db8:2::2"
 PORT = 55555
 CACHE = Path(__file__).resolve().parent.parent.parent / ".cache"
+CUT = "pyvpn_cut"
 BLOCKADE = "pyvpn_blockade"  # the nft table that plays a hostile network
 
 
@@ -115,6 +116,17 @@ class Bed:
     def unblock_udp(self) -> None:
         """Let UDP through again."""
         self.internet.nft(f"delete table inet {BLOCKADE}")
+
+    def cut(self) -> None:
+        """Let the internet swallow everything from and to the server, without a word."""
+        self.internet.nft(
+            f"table inet {CUT} {{ chain forward {{ type filter hook forward priority 0;\n"
+            'oifname "server" drop\niifname "server" drop\n}\n}\n'
+        )
+
+    def mend(self) -> None:
+        """Let all through again, if it did not."""
+        self.internet.run("nft", "delete", "table", "inet", CUT, check=False)
 
     def start_web(self) -> None:
         """Serve, in the internet, the address from which a client is seen (HTTP, port 80)."""

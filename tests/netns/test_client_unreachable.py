@@ -42,19 +42,7 @@ def client(site: Site, _client: Client) -> Iterator[Client]:
     if _client.vpnd.is_alive:
         _client.stop()
     _client.wait_undone()
-    site.bed.internet.run("nft", "delete", "table", "inet", "pyvpn_wall", check=False)
-
-
-def wall(site: Site) -> None:
-    """Let nothing through to the server any more, without a word."""
-    site.bed.internet.nft(
-        "table inet pyvpn_wall { chain forward { type filter hook forward priority 0;\n"
-        'oifname "server" drop\niifname "server" drop\n}\n}\n'
-    )
-
-
-def no_wall(site: Site) -> None:
-    site.bed.internet.nft("delete table inet pyvpn_wall")
+    site.bed.mend()
 
 
 def to(profile: Profile, address: str, **options: Any) -> Profile:
@@ -94,22 +82,22 @@ def test_a_network_that_swallows_everything_is_waited_for(
     site: Site, client: Client, alice: Profile
 ) -> None:
     """No answer at all, at the start and in the middle; afterwards the same address."""
-    wall(site)
+    site.bed.cut()
     client.start(alice)
     # its log, not its status: the first wait is over in half a second
     client.vpnd.wait_for("waiting: .*time", timeout_s=40)
-    no_wall(site)
+    site.bed.mend()
     client.wait_connected(timeout_s=40)
     client.wait_dtls()
     inner = client.link()["inner"]
 
     mark, began = client.vpnd.mark(), time.monotonic()
-    wall(site)
+    site.bed.cut()
     client.vpnd.wait_for("connection lost.*does not answer", since=mark, timeout_s=40)
     print(f"noticed after {time.monotonic() - began:.0f} s")
     client.wait_state("waiting", "reconnecting")
     assert client.link()["inner"] == inner
-    no_wall(site)
+    site.bed.mend()
     client.wait_connected(since=mark, timeout_s=60)
     assert client.link()["inner"] == inner
     assert client.logins() == 1

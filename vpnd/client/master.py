@@ -32,6 +32,7 @@ from vpnd.server.supervisor import Supervisor
 from vpnd.worker.messages import (
     ClientState,
     Ended,
+    HeldSession,
     LinkReady,
     LinkUp,
     Message,
@@ -81,6 +82,7 @@ class Client:
         self._watch: NetworkWatch | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._tun = -1
+        self._sessions: dict[tuple[str, int], HeldSession] = {}  # for the next worker, by remote
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
         self._admin = Admin(config, self._network, self._worker, self._disconnect)
         self._linking = asyncio.Lock()
@@ -197,6 +199,7 @@ class Client:
             rekey_s=config.session.rekey_s,
             reconnect_timeout_s=config.session.reconnect_timeout_s,
             log_level=config.log.level,
+            sessions=list(self._sessions.values()),
         )
         return start, [self._tun]
 
@@ -208,10 +211,19 @@ class Client:
                 return LinkReady(refusal=await self._link_up(message))
         if isinstance(message, ClientState):
             await self._on_state(message)
+        if isinstance(message, HeldSession):
+            self._hold(message)
         if isinstance(message, Ended):
             log.error("disconnected for good", reason=message.reason)
             self._end(Outcome(message.reason, message.exit_status))
         return None
+
+    def _hold(self, held: HeldSession) -> None:
+        """Keep, in memory alone, what a new worker needs to go on when this one dies."""
+        key = held.host, held.port
+        self._sessions.pop(key, None)
+        if held.cookie and any(key == (each.host, each.port) for each in self._config.remotes):
+            self._sessions[key] = held
 
     async def _link_up(self, up: LinkUp) -> str:
         """Set up what the server gave; return why not, or ""."""

@@ -75,7 +75,8 @@ class ServerConnection(asyncio.Protocol):
         self._at_end("the server closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._at_end(f"connection lost ({exc})" if exc else "the server closed the connection")
+        why = getattr(exc, "strerror", None) or exc
+        self._at_end(f"connection lost ({why})" if why else "the server closed the connection")
 
     def _at_end(self, reason: str) -> None:
         if not self.channel.is_open and not self.lost.done():

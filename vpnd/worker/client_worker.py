@@ -9,11 +9,9 @@ of either.  It never gives up by itself while `reconnect_timeout_s` allows.
 """
 
 import asyncio
-import os
 import random
 import socket
 import time
-from typing import Any
 
 from vpnd import log
 from vpnd.dataplane.counters import Drops
@@ -28,11 +26,14 @@ from vpnd.wire import cstp
 from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_stream import ConnectionFailed, ServerConnection
 from vpnd.worker.client_tunnel import ClientTunnel
+from vpnd.worker.client_tunnels import ClientTunnels
 from vpnd.worker.connector import Connector, Fatal, SessionEnded
 from vpnd.worker.control import TUN_GONE, ControlChannel
+from vpnd.worker.dialler import explain
 from vpnd.worker.messages import (
     ClientState,
     Ended,
+    HeldSession,
     LinkReady,
     LinkUp,
     Message,
@@ -42,17 +43,12 @@ from vpnd.worker.messages import (
     Ready,
     RemoteEntry,
     Rotate,
-    Rotated,
     StartClient,
     StatusQuery,
     StatusReply,
     Stop,
 )
 from vpnd.worker.worker import TICK, has_aes_instructions
-
-DTLS_WAIT = 5.0  # seconds a rotation waits for the new DTLS channel
-OVERLAP = 3.0  # seconds the old tunnel is still read after a rotation
-RECORDS_LEFT = 1 << 20  # rotate when a channel has fewer to seal
 
 
 class ClientWorker:
@@ -63,13 +59,10 @@ class ClientWorker:
         self._tun = TunQueue(fds[0])
         self._drops = Drops()
         self._peers = PeerTable()
-        self._tunnel: ClientTunnel | None = None
-        self._old: set[ClientTunnel] = set()
+        self._tunnels = ClientTunnels(self._peers, self._another, rekey_s=settings.rekey_s)
         self._used: RemoteEntry | None = None
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._rotating = asyncio.Lock()
-        self._background: set[asyncio.Task[Rotated]] = set()
         self.exit_status = 0
         chacha_first = not has_aes_instructions()
         self._dtls = (
@@ -83,6 +76,7 @@ class ClientWorker:
             chacha_first=chacha_first,
             ask=self._ask,
             on_login=lambda: self._tell("logging-in", "", 1),
+            on_session=self._on_session,
         )
         self.control: ControlChannel
 
@@ -99,8 +93,7 @@ class ClientWorker:
         }
         self.control.send(Ready())
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for tunnel in self._tunnels():
-            tunnel.close("client is stopping", code=cstp.USER_LOGOUT)
+        self._tunnels.close("client is stopping", code=cstp.USER_LOGOUT)
         await asyncio.sleep(0)  # lets the transports write what they hold
         self.control.close()
         for task in pending:
@@ -124,8 +117,8 @@ class ClientWorker:
     async def _ask(self, message: Message) -> Message:
         return await self.control.ask(message)
 
-    def _tunnels(self) -> list[ClientTunnel]:
-        return [tunnel for tunnel in (self._tunnel, *self._old) if tunnel is not None]
+    def _on_session(self, held: HeldSession) -> None:
+        self.control.send(held)
 
     # staying connected
 
@@ -153,8 +146,8 @@ class ClientWorker:
                 await self._wait(next(waits), attempt, reason)
                 continue
             self._tell("connected", "", attempt)
-            reason = await self._serve(tunnel)
-            bye = self._tunnel.bye if self._tunnel is not None else None
+            reason = await self._tunnels.serve(tunnel)
+            bye = self._tunnels.current.bye if self._tunnels.current is not None else None
             if bye:
                 self._end(f"the server ended the session: {bye}", 1)
                 return
@@ -179,20 +172,6 @@ class ClientWorker:
         remote = self._used.host if self._used else ""
         self.control.send(ClientState(state, reason, remote, attempt, float(next_try_s)))
 
-    async def _serve(self, tunnel: ClientTunnel) -> str:
-        """Carry packets until the tunnel that is current then is lost; return why."""
-        self._tunnel = tunnel
-        self._peers.gateway = tunnel.peer
-        while True:
-            current = self._tunnel
-            reason = await asyncio.shield(current.connection.lost)
-            async with self._rotating:  # some servers end the old tunnel once there is a new one
-                pass
-            if self._tunnel is current:
-                current.abandon()
-                self._peers.gateway = None
-                return reason
-
     # one connection after the other
 
     async def _establish(self, attempt: int, reason: str) -> ClientTunnel:
@@ -201,7 +180,7 @@ class ClientWorker:
         Raises the last server's trouble, or Fatal.
         """
         trouble: Exception = ConnectionFailed("no server is configured")
-        for remote in self._settings.remotes:
+        for remote in self._connector.in_order(self._settings.remotes):
             self._used = remote
             self._tell(
                 "reconnecting" if self._connector.has_session(remote) else "connecting",
@@ -209,7 +188,7 @@ class ClientWorker:
                 attempt,
             )
             try:
-                connection, params = await self._connector.reach(remote, self._given())
+                connection, params = await self._connector.reach(remote)
                 return await self._set_up(connection, params)
             except SessionEnded:
                 raise
@@ -219,10 +198,6 @@ class ClientWorker:
             except (ProtocolError, ConnectionFailed, OSError, TimeoutError) as exc:
                 trouble = exc
         raise trouble
-
-    def _given(self) -> ServerParams | None:
-        """Return what the session was given before, if it had a tunnel."""
-        return self._tunnel.params if self._tunnel is not None else None
 
     async def _set_up(self, connection: ServerConnection, params: ServerParams) -> ClientTunnel:
         """Have the master set up the link; only then packets flow."""
@@ -254,94 +229,31 @@ class ClientWorker:
         self, connection: ServerConnection, params: ServerParams, mtu: int
     ) -> ClientTunnel:
         return ClientTunnel(
-            connection, params, self._tun, self._drops, self._dtls, mtu, self._rotate_soon
+            connection,
+            params,
+            self._tun,
+            self._drops,
+            self._dtls,
+            mtu,
+            on_rekey=self._tunnels.rotate_soon,
         )
 
-    # new keys
-
-    def _rotate_soon(self) -> None:
-        """The server asks for new keys, or these have been used long enough."""
-        if self._rotating.locked():
-            return
-        task = asyncio.create_task(self._rotate())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _rotate(self) -> Rotated:
-        """Make a second tunnel of the same session, move over to it, let the first go."""
-        async with self._rotating:
-            old = self._tunnel
-            if old is None or self._used is None or old.connection.lost.done():
-                return Rotated(False, "not connected", 0)
-            try:
-                connection, params = await self._connector.reach(
-                    self._used, old.params, rekey=True
-                )
-            except (VpnError, OSError, TimeoutError) as exc:
-                return Rotated(False, str(exc) or "no answer in time", old.status().keys_age_s)
-            same = (params.address4, params.address6) == (
-                old.params.address4,
-                old.params.address6,
-            )
-            if not same:
-                connection.close()
-                return Rotated(False, "the server gave another address", 0)
-            mtu = old.peer.mtu
-            new = self._make_tunnel(connection, params, mtu)
-            await self._wait_as_good(new, old)
-            if new.connection.lost.done():
-                new.abandon()
-                return Rotated(False, new.connection.lost.result(), old.status().keys_age_s)
-            self._move(old, new)
-            log.event("session keys changed", channel=new.status().channel)
-            return Rotated(True, "", new.status().keys_age_s)
-
-    @staticmethod
-    async def _wait_as_good(new: ClientTunnel, old: ClientTunnel) -> None:
-        """Wait for DTLS on the new tunnel if the old one has it; TLS will do after a while."""
-        if new.datagrams is None or not old.peer.dtls_active:
-            return
-        active = asyncio.ensure_future(new.datagrams.active.wait())
-        ends: set[asyncio.Future[Any]] = {active, old.connection.lost, new.connection.lost}
-        await asyncio.wait(ends, timeout=DTLS_WAIT, return_when=asyncio.FIRST_COMPLETED)
-        active.cancel()
-
-    def _move(self, old: ClientTunnel, new: ClientTunnel) -> None:
-        new.take_over(old)
-        new.ask_tls()  # the server follows our first packet, and we may have no other
-        self._tunnel = new
-        self._peers.gateway = new.peer
-        self._old.add(old)
-        asyncio.get_running_loop().call_later(OVERLAP, self._let_go, old)
-        if old.connection.lost.done():  # it went while we were making the new one
-            self._let_go(old)
-
-    def _let_go(self, old: ClientTunnel) -> None:
-        if old in self._old:
-            self._old.discard(old)
-            old.close("keys changed", code=cstp.RECONNECTING)
-
-    def _is_due(self, tunnel: ClientTunnel, now: float) -> bool:
-        """Return whether this tunnel's keys have been used long enough, or often enough."""
-        every = tunnel.params.rekey_s or self._settings.rekey_s
-        if self._settings.rekey_s:
-            every = min(every, self._settings.rekey_s)
-        path = tunnel.peer.dtls
-        used_up = path is not None and path.sealer.records_left < RECORDS_LEFT
-        return used_up or bool(every and now - tunnel.rotated_at >= every)
+    async def _another(self, old: ClientTunnel) -> ClientTunnel:
+        """Return a second tunnel of the session, beside `old`; raises as `_establish` does."""
+        assert self._used is not None  # `old` came from there
+        connection, params = await self._connector.reach(self._used, rekey=True)
+        given = (params.address4, params.address6)
+        if given != (old.params.address4, old.params.address6):
+            connection.close()
+            raise ConnectionFailed("the server gave another address")
+        return self._make_tunnel(connection, params, old.peer.mtu)
 
     # clocks and the master
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            now = time.monotonic()
-            for tunnel in self._tunnels():
-                tunnel.expire(now)
-            current = self._tunnel
-            if current is not None and self._is_due(current, now):
-                self._rotate_soon()
-                current.rotated_at = now  # a rotation that fails is tried again a period later
+            self._tunnels.expire(time.monotonic())
 
     async def _on_message(self, message: Message) -> Message | None:
         if isinstance(message, StatusQuery):
@@ -349,7 +261,7 @@ class ClientWorker:
         if isinstance(message, Ping):
             return Ready()
         if isinstance(message, Rotate):
-            return await self._rotate()
+            return await self._tunnels.rotate()
         if isinstance(message, NetworkChanged):
             self._network_changed(message.reason)
         elif isinstance(message, Stop):
@@ -359,8 +271,8 @@ class ClientWorker:
     def _network_changed(self, reason: str) -> None:
         """Ask at once whether the server is still there, or try at once if it was not."""
         self._hurry.set()
-        tunnel = self._tunnel
-        if tunnel is None or tunnel.connection.lost.done():
+        tunnel = self._tunnels.living()
+        if tunnel is None:
             return
         log.event("the network has changed", reason=reason)
         if not can_bind(tunnel.connection.local[0]):
@@ -369,33 +281,23 @@ class ClientWorker:
             tunnel.doubt()
 
     def _status(self) -> StatusReply:
-        tunnel = self._tunnel
-        alive = tunnel is not None and not tunnel.connection.lost.done()
+        tunnel = self._tunnels.living()
         return StatusReply(
-            [tunnel.status()] if tunnel is not None and alive else [],
+            [tunnel.status()] if tunnel is not None else [],
             dict(self._drops.as_dict()),
-            self._offloads(tunnel),
+            _offloads(self._tunnels.current),
         )
 
-    @staticmethod
-    def _offloads(tunnel: ClientTunnel | None) -> list[OffloadStatus]:
-        udp = tunnel.datagrams.offload if tunnel and tunnel.datagrams else None
-        if udp is None:
-            return []
-        reason = "" if udp.gro else "not supported by this kernel"
-        return [
-            OffloadStatus("UDP GSO", udp.gso, udp.gso_reason),
-            OffloadStatus("UDP GRO", udp.gro, reason),
-        ]
 
-
-def explain(trouble: Exception, host: str) -> str:
-    """Return why a try to reach `host` failed, for a person."""
-    if isinstance(trouble, socket.gaierror):
-        return f"the name {host} is not resolved: {trouble.strerror}"
-    if isinstance(trouble, OSError) and trouble.errno:
-        return os.strerror(trouble.errno)
-    return str(trouble) or "no answer in time"
+def _offloads(tunnel: ClientTunnel | None) -> list[OffloadStatus]:
+    udp = tunnel.datagrams.offload if tunnel and tunnel.datagrams else None
+    if udp is None:
+        return []
+    reason = "" if udp.gro else "not supported by this kernel"
+    return [
+        OffloadStatus("UDP GSO", udp.gso, udp.gso_reason),
+        OffloadStatus("UDP GRO", udp.gro, reason),
+    ]
 
 
 def can_bind(address: str) -> bool:

@@ -1,15 +1,15 @@
 """The way to a tunnel: dial a server, log in unless a cookie is held, have the CONNECT granted.
 
-A cookie belongs to the remote that gave it, and holds where that remote redirected us.
+A session belongs to the remote that gave it, and its cookie holds where that remote redirected us.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 
 from vpnd.errors import ConfigError, LocalProtocolError
 from vpnd.protocol.client_channel import (
-    ClientChannel,
     ConnectOptions,
     FormAsked,
     LoggedIn,
@@ -19,15 +19,21 @@ from vpnd.protocol.client_channel import (
     TunnelOpened,
     TunnelRefused,
 )
-from vpnd.protocol.tls_client import TlsClientStream, client_context
 from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_stream import ConnectionFailed, ServerConnection
-from vpnd.worker.messages import FormInput, Message, Prompt, PromptReply, RemoteEntry, StartClient
+from vpnd.worker.dialler import Dialler
+from vpnd.worker.messages import (
+    FormInput,
+    HeldSession,
+    Message,
+    Prompt,
+    PromptReply,
+    RemoteEntry,
+    StartClient,
+)
 
 MAX_BAD_ANSWERS = 3  # to one form, before they are sent
-DIAL_TIMEOUT = 15.0  # seconds to resolve, race the addresses, and finish TLS
 STEP_TIMEOUT = 30.0  # seconds for the server's answer to one step; it may hash a password
-HAPPY_EYEBALLS_DELAY = 0.25  # seconds, RFC 8305 section 8
 MAX_REDIRECTS = 5
 MAX_LOGIN_STEPS = 20  # forms of one login, wrong answers included
 
@@ -39,16 +45,8 @@ class SessionEnded(ConnectionFailed):
     """The server does not take the cookie any more; the next try logs in again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Cookie:
-    """A session's cookie and the (host, port) it holds at."""
-
-    value: str = field(repr=False)
-    where: tuple[str, int]
-
-
 class Connector:
-    """Makes connections with a granted CONNECT, and remembers the cookies."""
+    """Makes connections with a granted CONNECT, and remembers the sessions."""
 
     def __init__(
         self,
@@ -58,72 +56,58 @@ class Connector:
         chacha_first: bool,
         ask: Callable[[Message], Awaitable[Message]],
         on_login: Callable[[], None],
+        on_session: Callable[[HeldSession], None],
     ) -> None:
         self._settings = settings
         self._wants_dtls = wants_dtls
         self._ask = ask
         self._on_login = on_login
-        self._cookies: dict[tuple[str, int], _Cookie] = {}
+        self._on_session = on_session
+        self._dialler = Dialler(settings, chacha_first=chacha_first)
+        self._held: dict[tuple[str, int], HeldSession] = {}
+        """Sessions by remote, the one used last at the end."""
         self._dialled: list[ServerConnection] = []
         """Connections of the attempt under way."""
-        self._contexts = {
-            remote.ca_pem: client_context(
-                ca_pem=remote.ca_pem,
-                certificate_pem=settings.certificate_pem,
-                key_pem=settings.key_pem,
-                allow_tls12=settings.allow_tls12,
-                chacha_first=chacha_first,
-            )
-            for remote in settings.remotes
-        }
+        for held in settings.sessions:
+            self._held[held.host, held.port] = held
+            self._dialler.remember(held.at_host, held.outer)
 
     def has_session(self, remote: RemoteEntry) -> bool:
         """Return whether a cookie of this remote's is held."""
-        return _key(remote) in self._cookies
+        return _key(remote) in self._held
+
+    def in_order(self, remotes: Sequence[RemoteEntry]) -> list[RemoteEntry]:
+        """Return where there is a session first, the last one before others, then the rest."""
+        used = list(self._held)
+        return sorted(
+            remotes,
+            key=lambda remote: -used.index(_key(remote)) if _key(remote) in used else 1,
+        )
 
     async def reach(
-        self, remote: RemoteEntry, earlier: ServerParams | None, *, rekey: bool = False
+        self, remote: RemoteEntry, *, rekey: bool = False
     ) -> tuple[ServerConnection, ServerParams]:
-        """Log in if need be, and have the CONNECT granted; `earlier` is what was given before.
+        """Log in if need be, and have the CONNECT granted.
 
         Raises Fatal where another try cannot help, else ConnectionFailed, ProtocolError (of which
         ServerNotTrusted), OSError or TimeoutError.
         """
         self._dialled.clear()
-        held = self._cookies.get(_key(remote))
-        where = held.where if held else (remote.host, remote.port)
+        held = self._held.get(_key(remote))
+        where = (held.at_host, held.at_port) if held else _key(remote)
         connection = await self._dial(remote, *where)
         try:
             if held is None:
                 connection, held = await self._log_in(connection, remote)
-                self._cookies[_key(remote)] = held
-            return await self._connect(connection, remote, held, earlier, rekey=rekey)
+                self._held[_key(remote)] = held
+            return await self._connect(connection, remote, held, rekey=rekey)
         except BaseException:
             for dialled in self._dialled:
                 dialled.close()
             raise
 
     async def _dial(self, remote: RemoteEntry, host: str, port: int) -> ServerConnection:
-        """Return a connection whose TLS stands and whose server is the right one."""
-        loop = asyncio.get_running_loop()
-
-        def make() -> ServerConnection:
-            tls = TlsClientStream(
-                self._contexts[remote.ca_pem],
-                server_name=remote.server_name or host,
-                pins=remote.pins,
-            )
-            return ServerConnection(tls, ClientChannel(host, port))
-
-        async with asyncio.timeout(DIAL_TIMEOUT):
-            _, connection = await loop.create_connection(
-                make, host, port, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, interleave=1
-            )
-            try:
-                await connection.secured()
-            except BaseException:
-                connection.close()
-                raise
+        connection = await self._dialler.dial(remote, host, port)
         self._dialled.append(connection)
         return connection
 
@@ -134,8 +118,8 @@ class Connector:
 
     async def _log_in(
         self, connection: ServerConnection, remote: RemoteEntry
-    ) -> tuple[ServerConnection, _Cookie]:
-        """Go through the login; return the connection to go on with, and the cookie.
+    ) -> tuple[ServerConnection, HeldSession]:
+        """Go through the login; return the connection to go on with, and the session.
 
         Raises Fatal when the server refuses us for good or nobody answers its questions.
         """
@@ -145,8 +129,9 @@ class Connector:
         for _ in range(MAX_LOGIN_STEPS):
             event = await self._next(connection)
             if isinstance(event, LoggedIn):
-                where = (connection.channel.host, connection.channel.port)
-                return connection, _Cookie(event.cookie, where)
+                at = connection.channel
+                held = HeldSession(*_key(remote), at.host, at.port, event.cookie, "", "", [])
+                return connection, held
             if isinstance(event, NewConnectionNeeded):
                 connection = await self._fresh(connection, remote)
                 continue
@@ -204,33 +189,47 @@ class Connector:
         self,
         connection: ServerConnection,
         remote: RemoteEntry,
-        held: _Cookie,
-        earlier: ServerParams | None,
+        held: HeldSession,
         *,
         rekey: bool,
     ) -> tuple[ServerConnection, ServerParams]:
         if connection.lost.done() or connection.channel.needs_new_connection:
             connection.close()
-            connection = await self._dial(remote, *held.where)
+            connection = await self._dial(remote, held.at_host, held.at_port)
         options = ConnectOptions(
             hostname=self._settings.hostname,
             wants_dtls=self._wants_dtls,
             rekey=rekey,
-            address4=earlier.address4 if earlier else None,
-            address6=earlier.address6 if earlier else None,
+            address4=IPv4Address(held.address4) if held.address4 else None,
+            address6=IPv6Address(held.address6) if held.address6 else None,
         )
-        connection.channel.connect(options, held.value)
+        connection.channel.connect(options, held.cookie)
         event = await self._next(connection)
         if isinstance(event, TunnelOpened):
-            if event.params.cookie:
-                self._cookies[_key(remote)] = replace(held, value=event.params.cookie)
+            self._hold(held, event.params)
             return connection, event.params
         if isinstance(event, TunnelRefused) and event.cookie_refused and not rekey:
-            del self._cookies[_key(remote)]  # the session is over: the next try logs in again
+            del self._held[_key(remote)]  # the session is over: the next try logs in again
+            self._on_session(replace(held, cookie=""))
             raise SessionEnded("the session has ended, a new login is needed")
         if isinstance(event, TunnelRefused):
             raise ConnectionFailed(f"tunnel refused: {event.status} {event.reason}")
         raise ConnectionFailed("the server answers a CONNECT with something else")
+
+    def _hold(self, held: HeldSession, params: ServerParams) -> None:
+        """Note what was given: the next CONNECT, of whichever worker, asks for the same."""
+        key = held.host, held.port
+        now = replace(
+            held,
+            cookie=params.cookie or held.cookie,
+            address4=str(params.address4 or ""),
+            address6=str(params.address6 or ""),
+            outer=self._dialler.worked(held.at_host),
+        )
+        if now != held or next(reversed(self._held), None) != key:
+            self._held.pop(key, None)
+            self._held[key] = now
+            self._on_session(now)
 
 
 def _key(remote: RemoteEntry) -> tuple[str, int]:

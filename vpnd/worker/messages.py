@@ -237,6 +237,26 @@ class RemoteEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldSession:
+    """Worker -> master, which keeps it in memory for the next worker: how to go on with a session.
+
+    Without a cookie: the session is over.
+    """
+
+    host: str
+    """The remote that gave it, as the profile names it."""
+    port: int
+    at_host: str
+    """Where the cookie holds: the remote, or where that redirected us."""
+    at_port: int
+    cookie: str = field(repr=False)
+    address4: str
+    address6: str
+    outer: list[str]
+    """Addresses of `at_host`, one of which was the right server's."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartClient:
     """Master -> worker, first message in the client role; the TUN queue is beside it."""
 
@@ -256,6 +276,8 @@ class StartClient:
     reconnect_timeout_s: int
     """How long to try after a loss before giving up, 0 = for ever."""
     log_level: str
+    sessions: list[HeldSession]
+    """What earlier workers held, the one used last at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +392,7 @@ Message = (
     | Failed
     | Ping
     | StartClient
+    | HeldSession
     | Prompt
     | PromptReply
     | LinkUp

@@ -1,0 +1,139 @@
+"""The tunnels of a client's session: the one in use, and those that new keys have replaced.
+
+New keys are a second tunnel of the same session.  Packets move over to it, and the first is
+still read for a while: nothing that is under way is lost.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vpnd import log
+from vpnd.dataplane.peer import PeerTable
+from vpnd.errors import VpnError
+from vpnd.wire import cstp
+from vpnd.worker.client_tunnel import ClientTunnel
+from vpnd.worker.messages import Rotated
+
+DTLS_WAIT = 5.0  # seconds a rotation waits for the new DTLS channel
+OVERLAP = 3.0  # seconds the old tunnel is still read after a rotation
+RECORDS_LEFT = 1 << 20  # rotate when a channel has fewer to seal
+
+
+class ClientTunnels:
+    """One tunnel in use, and how it gets new keys."""
+
+    def __init__(
+        self,
+        peers: PeerTable,
+        another: Callable[[ClientTunnel], Awaitable[ClientTunnel]],
+        *,
+        rekey_s: int,
+    ) -> None:
+        """`another` makes a second tunnel beside the given one; it raises as connecting does."""
+        self.current: ClientTunnel | None = None
+        """The one in use, or the one that was lost last."""
+        self._peers = peers
+        self._another = another
+        self._rekey_s = rekey_s
+        self._old: set[ClientTunnel] = set()
+        self._rotating = asyncio.Lock()
+        self._background: set[asyncio.Task[Rotated]] = set()
+
+    async def serve(self, tunnel: ClientTunnel) -> str:
+        """Send packets through it, or what replaces it, until that is lost; return why."""
+        self.current = tunnel
+        self._peers.gateway = tunnel.peer
+        while True:
+            current = self.current
+            reason = await asyncio.shield(current.connection.lost)
+            async with self._rotating:  # some servers end the old tunnel once there is a new one
+                pass
+            if self.current is current:
+                current.abandon()
+                self._peers.gateway = None
+                return reason
+
+    def living(self) -> ClientTunnel | None:
+        """Return the tunnel in use, if there is one."""
+        current = self.current
+        return None if current is None or current.connection.lost.done() else current
+
+    def close(self, reason: str, *, code: int) -> None:
+        """Say good-bye on every tunnel."""
+        for tunnel in self._all():
+            tunnel.close(reason, code=code)
+
+    def expire(self, now: float) -> None:
+        """Do what is due: questions to the server, new keys."""
+        for tunnel in self._all():
+            tunnel.expire(now)
+        current = self.current
+        if current is not None and self._is_due(current, now):
+            self.rotate_soon()
+            current.rotated_at = now  # a rotation that fails is tried again a period later
+
+    def _all(self) -> list[ClientTunnel]:
+        return [tunnel for tunnel in (self.current, *self._old) if tunnel is not None]
+
+    def _is_due(self, tunnel: ClientTunnel, now: float) -> bool:
+        """Return whether this tunnel's keys have been used long enough, or often enough."""
+        every = tunnel.params.rekey_s or self._rekey_s
+        if self._rekey_s:
+            every = min(every, self._rekey_s)
+        path = tunnel.peer.dtls
+        used_up = path is not None and path.sealer.records_left < RECORDS_LEFT
+        return used_up or bool(every and now - tunnel.rotated_at >= every)
+
+    # new keys
+
+    def rotate_soon(self) -> None:
+        """The server asks for new keys, or these have been used long enough."""
+        if self._rotating.locked():
+            return
+        task = asyncio.create_task(self.rotate())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def rotate(self) -> Rotated:
+        """Make a second tunnel of the same session, move over to it, let the first go."""
+        async with self._rotating:
+            old = self.living()
+            if old is None:
+                return Rotated(False, "not connected", 0)
+            try:
+                new = await self._another(old)
+            except (VpnError, OSError) as exc:
+                return Rotated(False, str(exc) or "no answer in time", old.status().keys_age_s)
+            await _wait_as_good(new, old)
+            if new.connection.lost.done():
+                new.abandon()
+                return Rotated(False, new.connection.lost.result(), old.status().keys_age_s)
+            self._move(old, new)
+            log.event("session keys changed", channel=new.status().channel)
+            return Rotated(True, "", new.status().keys_age_s)
+
+    def _move(self, old: ClientTunnel, new: ClientTunnel) -> None:
+        new.take_over(old)
+        new.ask_tls()  # the server follows our first packet, and we may have no other
+        self.current = new
+        self._peers.gateway = new.peer
+        self._old.add(old)
+        asyncio.get_running_loop().call_later(OVERLAP, self._let_go, old)
+        if old.connection.lost.done():  # it went while we were making the new one
+            self._let_go(old)
+
+    def _let_go(self, old: ClientTunnel) -> None:
+        if old in self._old:
+            self._old.discard(old)
+            old.close("keys changed", code=cstp.RECONNECTING)
+
+
+async def _wait_as_good(new: ClientTunnel, old: ClientTunnel) -> None:
+    """Wait for DTLS on the new tunnel if the old one has it; TLS will do after a while."""
+    if new.datagrams is None or not old.peer.dtls_active:
+        return
+    active = asyncio.ensure_future(new.datagrams.active.wait())
+    ends: set[asyncio.Future[Any]] = {active, old.connection.lost, new.connection.lost}
+    await asyncio.wait(ends, timeout=DTLS_WAIT, return_when=asyncio.FIRST_COMPLETED)
+    active.cancel()
