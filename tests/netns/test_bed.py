@@ -1,5 +1,6 @@
 """The bed itself: what the other tests of this folder take for granted."""
 
+import os
 import re
 import signal
 import subprocess
@@ -111,6 +112,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.once  # two at the same time would each find the other's
 def test_leftovers_of_a_killed_test_run_are_taken_down_by_the_next() -> None:
     """Nobody cleans up by hand after an aborted run; living runs are left alone."""
     crashed = subprocess.run(
@@ -122,7 +124,7 @@ def test_leftovers_of_a_killed_test_run_are_taken_down_by_the_next() -> None:
     namespace = NETNS / f"pyvpn-t-{name}-client"
     assert sleeper.is_alive()
     assert namespace.exists()
-    living = set(TEST_BEDS.iterdir()) - {TEST_BEDS / name}
+    living = set(TEST_BEDS.glob(f"{os.getpid()}-*"))
 
     assert name in take_down_dead()
 
