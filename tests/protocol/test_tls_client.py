@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 
 from tests.protocol.authority import BEFORE, TestSite
+from vpnd.config.profile_options import SYSTEM, SYSTEM_CA
 from vpnd.errors import ConfigError
 from vpnd.pki import keys
 from vpnd.pki.pins import server_pins
+from vpnd.protocol import tls_client
 from vpnd.protocol.tls_client import (
     MAX_PINS,
     ServerNotTrusted,
@@ -96,8 +98,17 @@ def test_tls_1_2_only_where_it_is_allowed(site: TestSite, connect: Connect) -> N
             assert (client.version, client.group) == ("TLSv1.2", "")
             assert client.export_psk() == server.export_psk()
         else:
-            with pytest.raises(TlsFailed, match="protocol"):
-                handshake(client, server)
+            with suppress(TlsFailed):
+                server.receive(client.data_to_send())
+            with pytest.raises(TlsFailed, match=r'min_version = "1\.2".*--allow-tls12'):
+                client.receive(server.data_to_send())
+
+
+def test_a_server_older_than_that_is_not_to_be_helped(connect: Connect) -> None:
+    """No option allows it, so none is named."""
+    alert = bytes.fromhex("15030100020246")  # fatal, protocol_version: RFC 8446 section 6
+    with pytest.raises(TlsFailed, match=r"neither TLS 1\.3 nor TLS 1\.2"):
+        connect(allow_tls12=True).receive(alert)
 
 
 def refused(client: TlsClientStream, server: TlsStream) -> str:
@@ -127,6 +138,27 @@ def test_a_server_of_another_ca_is_refused(
     other = TestSite(tmp_path)
     assert "certificate CN=" in refused(connect(), TlsStream(other.context()))
     assert "issuer" in refused(connect(ca=""), TlsStream(site.context()))
+
+
+def test_the_certificates_of_the_system_are_those_that_it_trusts(
+    site: TestSite, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not ours, unless ours is among them; OpenSSL reads them, and says when it cannot."""
+    refused(connect(ca=SYSTEM), TlsStream(site.context()))
+    bundle = tmp_path / "bundle.crt"
+    bundle.write_bytes(SYSTEM_CA.read_bytes() + site.client_ca.read_bytes())
+    monkeypatch.setattr(tls_client, "SYSTEM_CA", bundle)
+    client = connect(ca=SYSTEM)
+    handshake(client, TlsStream(site.context()))
+    assert client.established
+    bundle.write_text("no certificate")
+    with pytest.raises(ConfigError, match="ca-certificates"):
+        connect(ca=SYSTEM)
+
+
+def test_without_a_ca_nobody_is_believed(site: TestSite, connect: Connect) -> None:
+    """A profile that only has pins must not trust the whole world where one is missing."""
+    refused(connect(ca=""), TlsStream(site.context()))
 
 
 def test_a_client_certificate_makes_no_server(site: TestSite, connect: Connect) -> None:

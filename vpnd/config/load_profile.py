@@ -22,6 +22,8 @@ from vpnd.config import values
 from vpnd.config.load import DAY, LOG, parse, read, read_keys, read_tables, refuse_unknown
 from vpnd.config.profile_options import (
     EVERYTHING,
+    SYSTEM,
+    SYSTEM_CA,
     ClientConfig,
     ClientOptions,
     ClientTlsOptions,
@@ -32,8 +34,6 @@ from vpnd.errors import ConfigError
 HTTPS_PORT = 443  # where a remote names no port
 MAX_REMOTES = 32  # each is tried, one after the other
 MAX_PEM = 64 * 1024  # characters; a chain with two RSA certificates above it has 6,000
-MAX_SYSTEM_CA = 4 * 1024 * 1024  # bytes; Debian has 220 KiB
-SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")  # as Debian keeps it
 PIN = re.compile(r"pin-sha256:([A-Za-z0-9+/]{43}=)")
 CLIENT_INTERFACE = re.compile(r"pyvpn[1-9][0-9]{1,2}")  # pyvpn0 to pyvpn9 are the servers'
 URL_PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]{0,255}")
@@ -53,14 +53,18 @@ def pem(value: object) -> str:
 
 
 def system_ca() -> str:
-    """Return the certificates that this system trusts.  Raises ConfigError."""
-    remedy = "install the package ca-certificates"
-    return read(SYSTEM_CA, remedy, MAX_SYSTEM_CA).decode("ascii", "replace")
+    """Return what stands for the certificates that this system trusts; OpenSSL reads them.
+
+    Raises ConfigError when there are none.
+    """
+    if not SYSTEM_CA.is_file():
+        raise ConfigError(f"{SYSTEM_CA}: there is none; install the package ca-certificates")
+    return SYSTEM
 
 
 def ca(value: object) -> str:
     """Return certificates as PEM; "system" stands for those that this system trusts."""
-    return system_ca() if value == "system" else pem(value)
+    return system_ca() if value == SYSTEM else pem(value)
 
 
 def address(value: object) -> tuple[str, int]:
@@ -262,7 +266,7 @@ def _check_together(path: Path, config: ClientConfig) -> None:
 
 def _check_pem(tls: ClientTlsOptions) -> None:
     """Raise BadValue unless OpenSSL will take what stands in the file."""
-    own_ca = tls.ca if len(tls.ca) <= MAX_PEM else ""  # the system's is not ours to complain of
+    own_ca = "" if tls.ca == SYSTEM else tls.ca
     for key, text in (("ca", own_ca), ("certificate", tls.certificate)):
         try:
             found = x509.load_pem_x509_certificates(text.encode()) if text else []

@@ -11,6 +11,8 @@ from typing import Literal
 
 from vpnd.config.model import DtlsOptions, HelperOptions, IpcOptions, LogOptions, Network
 
+SYSTEM = "system"  # in the place of CA certificates: those that this system trusts
+SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")  # as Debian keeps them
 EVERYTHING = "default"  # in a list of networks: all there is
 
 

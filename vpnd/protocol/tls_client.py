@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL, crypto
 
+from vpnd.config.profile_options import SYSTEM, SYSTEM_CA
 from vpnd.errors import ConfigError
 from vpnd.pki.pins import PREFIX
 from vpnd.protocol.tls_connection import (
@@ -44,6 +45,7 @@ PIN_SIZE = hashlib.sha256().digest_size
 MAX_PINS = 16  # a server has two
 
 _lib: Any = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001 - no public call for the name check
+_TOO_OLD = ("unsupported protocol", "protocol version")  # OpenSSL's words, and the alert's
 _REFUSED_US = ("certificate", "unknown ca")  # in an alert's name, RFC 8446 section 6.2
 
 
@@ -61,9 +63,10 @@ def client_context(
 ) -> SSL.Context:
     """Return the context of our TLS connections to one server.
 
-    `ca_pem` holds the certificates that the server's must lead to (empty: those of this system),
-    `certificate_pem` our own with its chain behind it, `key_pem` its unencrypted key.  Raises
-    ConfigError for what cannot be used.
+    `ca_pem` holds the certificates that the server's must lead to ("system": those that this
+    system trusts; empty: none, so that a pin must say who the server is), `certificate_pem` our
+    own with its chain behind it, `key_pem` its unencrypted key.  Raises ConfigError for what
+    cannot be used.
     """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION if allow_tls12 else SSL.TLS1_3_VERSION)
@@ -74,10 +77,11 @@ def client_context(
     context.set_cipher_list(TLS12_CIPHERS)
     if chacha_first and hasattr(context, "set_tls13_ciphersuites"):
         context.set_tls13_ciphersuites(CHACHA_FIRST)
-    if ca_pem:
+    context.set_app_data(allow_tls12)
+    if ca_pem == SYSTEM:
+        _trust_system(context)
+    elif ca_pem:
         _trust(context, ca_pem)
-    else:
-        context.set_default_verify_paths()
     if certificate_pem or key_pem:
         _identify(context, certificate_pem, key_pem)
     context.set_verify(SSL.VERIFY_PEER, _verify)
@@ -89,6 +93,15 @@ def _certificates(pem: str, what: str) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(pem.encode())
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(f"{what}: not certificates in PEM") from exc
+
+
+def _trust_system(context: SSL.Context) -> None:
+    try:
+        context.load_verify_locations(str(SYSTEM_CA))
+    except SSL.Error as exc:
+        raise ConfigError(
+            f"{SYSTEM_CA}: cannot be read ({reason(exc)}); install the package ca-certificates"
+        ) from exc
 
 
 def _trust(context: SSL.Context, ca_pem: str) -> None:
@@ -252,6 +265,16 @@ class TlsClientStream(TlsConnection):
             self.certificate_rejected = True
             what = "demands" if "required" in text else "does not accept"
             return TlsFailed(f"the server {what} our certificate: {text}")
+        if any(words in text for words in _TOO_OLD) and not self.established:
+            return TlsFailed(self._too_old(text))
         if "wrong version number" in text and not self.established:
             return TlsFailed(f"no TLS server answers here (a captive portal?): {text}")
         return TlsFailed(f"TLS with the server failed: {text}")
+
+    def _too_old(self, text: str) -> str:
+        if self.context.get_app_data():
+            return f"the server speaks neither TLS 1.3 nor TLS 1.2: {text}"
+        return (
+            'the server does not speak TLS 1.3; if TLS 1.2 will do, write min_version = "1.2"'
+            f" into [tls] of the profile, or add --allow-tls12 to a URL: {text}"
+        )
