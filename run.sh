@@ -20,6 +20,7 @@ PROGRAM_PACKAGES=(python3 python3-venv iproute2 nftables ca-certificates)
 CLONE_PACKAGES=(git iputils-ping) # iputils-ping for demo and tests
 TEST_PACKAGES=(openssl gnutls-bin shellcheck)
 BUILD_PACKAGES=(build-essential debhelper dh-python)
+SYSTEM_PACKAGES=(systemd-container debootstrap) # for -m systemd
 UNPRIVILEGED=(--clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all)
 CAP_NET_ADMIN=12 CAP_SYS_ADMIN=21 # linux/capability.h
 
@@ -31,6 +32,7 @@ usage: ./run.sh COMMAND
   demo --stop           end a demo that was kept
   test [ARGUMENTS]      all tests, with the newest libraries and with those of Debian 13;
                         with pytest arguments only those tests, with the newest libraries
+  test -m systemd       the package on whole Debian systems, which it boots; minutes
   server                run a server on this machine in the foreground; Ctrl-C ends it
   client PROFILE        connect this machine: a profile's file or https://HOST[:PORT], and what
                         else `vpnd client --help` names; Ctrl-C disconnects
@@ -432,6 +434,7 @@ run_tests() {
         need_network_rights
         need_capability "$CAP_SYS_ADMIN" CAP_SYS_ADMIN
         need_packages "${PROGRAM_PACKAGES[@]}" "${CLONE_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+        [[ " $* " != *" systemd "* ]] || need_packages "${BUILD_PACKAGES[@]}" "${SYSTEM_PACKAGES[@]}"
         prepare test test -- "$@"
         locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect ocserv
     else
