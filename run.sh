@@ -436,7 +436,8 @@ run_tests() {
         need_packages "${PROGRAM_PACKAGES[@]}" "${CLONE_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
         [[ " $* " != *" systemd "* ]] || need_packages "${BUILD_PACKAGES[@]}" "${SYSTEM_PACKAGES[@]}"
         prepare test test -- "$@"
-        locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect ocserv
+        locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" openconnect ocserv \
+            zsh zsh-common fish fish-common mandoc
     else
         say "not root: without the tests on network namespaces, and those that change users skip" \
             "themselves (sudo ./run.sh test for all)"

@@ -61,7 +61,7 @@ for package in "$@"; do
     done
     # some libraries keep a part of themselves in a folder of their own
     libraries=$(find "$folder/root" -name '*.so*' -printf '%h\n' | sort -u | paste -s -d :)
-    for program in "$folder/root"/usr/{,s}bin/*; do
+    for program in "$folder/root"/{,usr/}{,s}bin/*; do
         [[ -f $program ]] && write_starter "$program" "$libraries"
     done
     rm -rf "$folder/debs-$package"

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).parent.parent
-CODE = ("helper", "tests", "vpnctl", "vpnd")  # not .cache, which holds what others wrote
+CODE = ("helper", "packaging", "tests", "vpnctl", "vpnd")  # not .cache: others wrote that
 HIDDEN = {".git", ".cache", ".hypothesis"}
 
 
@@ -43,6 +43,12 @@ def test_ruff_check() -> None:
 def test_mypy_strict() -> None:
     """Types are complete in what ships."""
     run(sys.executable, "-m", "mypy")
+
+
+@pytest.mark.timeout(300)
+def test_mypy_strict_in_the_generator() -> None:
+    """What it makes is installed."""
+    run(sys.executable, "-m", "mypy", "packaging/manual.py")
 
 
 @pytest.mark.timeout(300)
