@@ -37,6 +37,7 @@ FIELDS = frozenset(
         "role",
         "rx_bytes",
         "session",
+        "settings",
         "state",
         "tx_bytes",
         "user",

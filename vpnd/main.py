@@ -118,8 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_server(options: argparse.Namespace) -> int:
     config = load_server(options.config)
-    log.setup(config.log.level)
-    asyncio.run(server.run(config, options.state_dir, options.run_dir))
+    log.setup(config.log.level, anonymise=config.log.anonymise)
+    serving = server.run(
+        config,
+        config_file=options.config,
+        state_dir=options.state_dir,
+        run_dir=options.run_dir,
+    )
+    asyncio.run(serving)
     return 0
 
 

@@ -6,12 +6,15 @@ from vpnd.ipc.api import (
     AlreadyExists,
     Ambiguous,
     Client,
+    Failed,
     KeyRotation,
     KeysStatus,
     NotFound,
     Offload,
     Profile,
+    Reloaded,
     SessionStatus,
+    Setting,
     Status,
     User,
 )
@@ -81,6 +84,9 @@ class MemoryBackend:
         self.disconnects = 0
         self.rotations: dict[str, KeyRotation] = {}
         self.rotated: list[str] = []
+        self.reloaded = Reloaded([], [])
+        self.reload_refusal = ""
+        self.settings: list[Setting] = []
 
     async def get_status(self) -> Status:
         self.status_calls += 1
@@ -133,3 +139,11 @@ class MemoryBackend:
             raise NotFound(kind="session", name=session)
         self.rotated.append(session)
         return self.rotations[session]
+
+    async def reload(self) -> Reloaded:
+        if self.reload_refusal:
+            raise Failed(reason=self.reload_refusal)
+        return self.reloaded
+
+    async def get_settings(self) -> list[Setting]:
+        return self.settings

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.protocol.authority import TestSite
 from vpnd.auth.hasher import PasswordHasher
 from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError
 from vpnd.policy.leases import Pool
 from vpnd.server.admin import Admin
 from vpnd.server.network import Network
+from vpnd.server.reload import Reloader
 from vpnd.server.rotation import Rotation
 from vpnd.server.sessions import Sessions
 from vpnd.server.supervisor import Supervisor
@@ -34,13 +36,23 @@ def admin(store: Store, tmp_path: Path) -> Iterator[Admin]:
     worker = Supervisor(
         lambda: pytest.fail("no worker here"), lambda _: pytest.fail("nor messages"), bool
     )
+    TestSite(tmp_path)
+    network = Network(config, pool)
     yield Admin(
-        config=config,
+        reloader=Reloader(
+            config,
+            tmp_path / "server.toml",
+            tmp_path,
+            check=lambda wanted: wanted,
+            network=network,
+            tell_worker=lambda _: pytest.fail("nor a reload"),
+            adopt=bool,
+        ),
         state_dir=tmp_path,
         store=store,
         sessions=sessions,
         hasher=hasher,
-        network=Network(config, pool),
+        network=network,
         worker=worker,
         rotation=Rotation(sessions, lambda _: None),
     )

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from vpnd.worker.__main__ import OWN_FILES, within_fd_limit
+from vpnd.worker.files import BACKLOG, OWN_FILES, within_fd_limit
 from vpnd.worker.messages import Start
-from vpnd.worker.worker import BACKLOG
 
 SETTINGS = Start(
     tcp_listeners=2,

@@ -81,6 +81,14 @@ class LoginService:
         self._attempts = password_attempts
         self._pending = PendingLogins(login_timeout_s)
 
+    def adopt(
+        self, methods: Sequence[AuthMethod], *, login_timeout_s: float, password_attempts: int
+    ) -> None:
+        """Go by other rules from now on; a login at a method that is gone begins anew."""
+        self._methods = tuple(methods)
+        self._attempts = password_attempts
+        self._pending.timeout_s = login_timeout_s
+
     async def step(
         self,
         *,
@@ -121,7 +129,7 @@ class LoginService:
         return self._pending.add(address, now)
 
     async def _ask(self, login: PendingLogin, request: Request) -> Outcome:
-        challenge = login.challenge
+        challenge = login.challenge if login.method in self._methods else None
         if challenge is None:
             outcome = await self._start(login, request)
             if not isinstance(outcome, Challenge) or not request.fields:

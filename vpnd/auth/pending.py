@@ -32,7 +32,7 @@ class PendingLogins:
     """The table; deadlines in Unix seconds."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._logins: OrderedDict[bytes, PendingLogin] = OrderedDict()  # oldest first
         self._by_source: dict[str, OrderedDict[bytes, None]] = {}
 
@@ -42,7 +42,7 @@ class PendingLogins:
     def add(self, address: str, now: float) -> tuple[str, PendingLogin]:
         """Return a new login and its cookie."""
         self.expire(now)
-        login = PendingLogin(source(address), now + self._timeout_s)
+        login = PendingLogin(source(address), now + self.timeout_s)
         mine = self._by_source.setdefault(login.source, OrderedDict())
         if len(mine) >= MAX_PENDING_PER_SOURCE:
             self._remove(next(iter(mine)))

@@ -205,6 +205,14 @@ class Admin:
         del name, user
         _refuse()
 
+    async def reload(self) -> api.Reloaded:
+        raise api.Failed(
+            reason="a client reads its profile when it starts: `vpnctl down` and `vpnctl up` it"
+        )
+
+    async def get_settings(self) -> list[api.Setting]:
+        _refuse()
+
 
 def _refuse() -> NoReturn:
     raise api.Failed(reason="this is a client; ask the server (its --run-dir, on its host)")

@@ -200,6 +200,7 @@ class Client:
             reconnect_timeout_s=config.session.reconnect_timeout_s,
             log_level=config.log.level,
             sessions=list(self._sessions.values()),
+            log_anonymise=config.log.anonymise,
         )
         return start, [self._tun]
 

@@ -36,7 +36,7 @@ def start(options: argparse.Namespace) -> int:
 
 def _start(options: argparse.Namespace, relay: Relay | None) -> int:
     config = configuration(options)
-    log.setup(config.log.level)
+    log.setup(config.log.level, anonymise=config.log.anonymise)
     passwords = read_secrets(options.password_fd) if options.password_fd is not None else []
     codes = read_secrets(options.otp_fd) if options.otp_fd is not None else []
     answers = Answers(

@@ -26,6 +26,7 @@ CHANGES = frozenset(
         "RevokeClient",
         "Disconnect",
         "RotateKeys",
+        "Reload",
     )
 )
 

@@ -194,3 +194,23 @@ class KeyRotation:
     reason: str
     """Why there are no new keys; empty where there are."""
     took_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What became of a configuration that was read again."""
+
+    applied: list[str]
+    """Keys, like "network.dns", whose new values are in force; files that were read anew."""
+    needs_restart: list[str]
+    """Keys whose values in the file are not in force before a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of the configuration with the value in force."""
+
+    key: str
+    """For example "network.mtu"."""
+    value: str
+    """As the file would have it, in TOML."""

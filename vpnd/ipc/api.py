@@ -26,7 +26,9 @@ from vpnd.ipc.answers import (
     KeysStatus,
     Offload,
     Profile,
+    Reloaded,
     SessionStatus,
+    Setting,
     Status,
     User,
 )
@@ -64,7 +66,9 @@ __all__ = [
     "NotFound",
     "Offload",
     "Profile",
+    "Reloaded",
     "SessionStatus",
+    "Setting",
     "Status",
     "User",
 ]
@@ -128,7 +132,22 @@ class KeyRotator(Protocol):
         """
 
 
-class Backend(Overview, UserDirectory, ClientDirectory, Connected, KeyRotator, Protocol):
+class Configured(Protocol):
+    """The configuration in force; a client refuses to read its own anew."""
+
+    async def reload(self) -> Reloaded:
+        """Read configuration, keys and certificates anew; no session ends.
+
+        Raises Failed, and then nothing has changed.
+        """
+
+    async def get_settings(self) -> list[Setting]:
+        """Return all keys with the values in force."""
+
+
+class Backend(
+    Overview, UserDirectory, ClientDirectory, Connected, KeyRotator, Configured, Protocol
+):
     """All that vpnd must offer to be served."""
 
 
@@ -224,6 +243,16 @@ class Daemon(VarlinkInterface, name=INTERFACE):
         """Change the keys of a session that GetStatus names; the answer tells how it went."""
         _refuse("session", session_problem(session))
         return await self._backend.rotate_keys(session)
+
+    @varlinkmethod(return_parameter="reloaded")
+    async def Reload(self) -> Reloaded:
+        """Read configuration, keys and certificates anew; refused whole if one of them is bad."""
+        return await self._backend.reload()
+
+    @varlinkmethod(return_parameter="settings")
+    async def GetSettings(self) -> list[Setting]:
+        """Return the configuration in force, key by key."""
+        return await self._backend.get_settings()
 
 
 def _refuse(parameter: str, problem: str | None) -> None:

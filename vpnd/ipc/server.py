@@ -112,6 +112,10 @@ class IpcServer:
     def _count(self, reason: str) -> None:
         self.refusals[reason] += 1
 
+    def admit(self, admin_group: str) -> None:
+        """Take the members of another group for administrators, when they connect anew."""
+        self._rules = _rules(admin_group)
+
     def close(self) -> None:
         """Stop listening, remove the socket and drop all connections."""
         self._accepting.cancel()
@@ -139,10 +143,15 @@ async def serve(
     sentence: the path cannot be used, or another daemon answers there.
     """
     where = Path(path)
+    rules = _rules(admin_group)
+    return IpcServer(_listen(where), where, backend, rules)
+
+
+def _rules(admin_group: str) -> AccessRules:
     rules = rules_for(admin_group)
     if rules.admin_gid is None:
         _log.warning("no group %s on this host: vpnctl works for root only", admin_group)
-    return IpcServer(_listen(where), where, backend, rules)
+    return rules
 
 
 def _listen(path: Path) -> socket.socket:

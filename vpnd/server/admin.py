@@ -10,11 +10,13 @@ from typing import Protocol
 from vpnd import __version__, log
 from vpnd.auth.hasher import PasswordHasher
 from vpnd.config.model import ServerConfig
+from vpnd.config.text import settings
 from vpnd.errors import StoreError
 from vpnd.ipc import api
 from vpnd.pki.certificates import load_chain, server_names
 from vpnd.pki.pins import server_pins
 from vpnd.server.network import Network
+from vpnd.server.reload import Reloader
 from vpnd.server.rotation import Rotation
 from vpnd.server.sessions import LiveTunnel, Sessions
 from vpnd.store import contract
@@ -44,7 +46,7 @@ class Admin:
     def __init__(
         self,
         *,
-        config: ServerConfig,
+        reloader: Reloader,
         state_dir: Path,
         store: Store,
         sessions: Sessions,
@@ -53,7 +55,7 @@ class Admin:
         worker: WorkerLink,
         rotation: Rotation,
     ) -> None:
-        self._config = config
+        self._reloader = reloader
         self._state_dir = state_dir
         self._store = store
         self._sessions = sessions
@@ -62,6 +64,10 @@ class Admin:
         self._worker = worker
         self._rotation = rotation
         self._started_at = time.time()
+
+    @property
+    def _config(self) -> ServerConfig:
+        return self._reloader.config
 
     # what the daemon tells of itself
 
@@ -259,3 +265,11 @@ class Admin:
 
     async def rotate_keys(self, session: str) -> api.KeyRotation:
         return await self._rotation.rotate(session)
+
+    # configuration
+
+    async def reload(self) -> api.Reloaded:
+        return api.Reloaded(*await self._reloader.reload())
+
+    async def get_settings(self) -> list[api.Setting]:
+        return [api.Setting(key, value) for key, value in settings(self._config).items()]

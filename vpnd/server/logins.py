@@ -21,13 +21,21 @@ class Logins:
     def __init__(
         self, options: AuthOptions, store: Store, hasher: PasswordHasher, sessions: Sessions
     ) -> None:
-        known: dict[str, AuthMethod] = {
+        self._known: dict[str, AuthMethod] = {
             "certificate": CertificateMethod(store),
             "password": PasswordMethod(store, hasher),
         }
         self._sessions = sessions
         self._service = LoginService(
-            [known[name] for name in options.methods],
+            [self._known[name] for name in options.methods],
+            login_timeout_s=options.login_timeout_s,
+            password_attempts=options.password_attempts,
+        )
+
+    def adopt(self, options: AuthOptions) -> None:
+        """Go by other options from now on; a method that is switched off accepts nobody more."""
+        self._service.adopt(
+            [self._known[name] for name in options.methods],
             login_timeout_s=options.login_timeout_s,
             password_attempts=options.password_attempts,
         )

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from vpnd import __version__, log
@@ -19,17 +20,18 @@ from vpnd.host import systemd
 from vpnd.host.process import harden
 from vpnd.ipc.api import SOCKET_NAME
 from vpnd.ipc.server import IpcServer, serve
-from vpnd.pki.files import read_pem
 from vpnd.policy.leases import Pool
-from vpnd.protocol.tls_stream import server_context
 from vpnd.server.admin import Admin
+from vpnd.server.checks import check_keys, fit
 from vpnd.server.logins import Logins
 from vpnd.server.network import Descriptors, Network
+from vpnd.server.reload import Reloader
 from vpnd.server.rotation import Rotation
 from vpnd.server.sessions import Sessions
 from vpnd.server.supervisor import Supervisor
 from vpnd.store.leasing import own_ula_network
 from vpnd.store.sqlite import open_store
+from vpnd.worker.control import PeerGone
 from vpnd.worker.messages import (
     EndTunnel,
     LoginQuery,
@@ -37,6 +39,8 @@ from vpnd.worker.messages import (
     Message,
     OpenQuery,
     OpenReply,
+    Reload,
+    Reloaded,
     Start,
     TunnelEnded,
     TunnelProved,
@@ -46,37 +50,30 @@ from vpnd.worker.messages import (
 EXPIRE_INTERVAL = 5.0  # seconds between two searches for sessions whose time is over
 
 
-async def run(config: ServerConfig, state_dir: Path, run_dir: Path) -> None:
-    """Serve until SIGTERM or SIGINT.  Raises VpnError when it cannot begin."""
+async def run(config: ServerConfig, *, config_file: Path, state_dir: Path, run_dir: Path) -> None:
+    """Serve until SIGTERM or SIGINT.  Raises VpnError when it cannot begin.
+
+    `config` is what `config_file` says now; a reload reads it again.
+    """
     if os.geteuid() == 0:
         raise ConfigError(
             "vpnd does not run as root; start it as user pyvpn (./run.sh server does that)"
         )
     harden()
-    check_keys(config, state_dir)
-    await Master(config, state_dir, run_dir).run()
-
-
-def check_keys(config: ServerConfig, state_dir: Path) -> None:
-    """Raise ConfigError unless the keys and certificates can be used."""
-    key = config.tls.key_file(state_dir)
-    if b"ENCRYPTED" in read_pem(key):  # OpenSSL would ask the terminal, and wait
-        raise ConfigError(
-            f"{key}: has a passphrase, and a daemon has nobody to ask; "
-            "take it off with openssl pkey -in FILE -out NEWFILE"
-        )
-    server_context(
-        certificate=str(config.tls.certificate_file(state_dir)),
-        key=str(key),
-        client_ca=str(config.tls.client_ca_file(state_dir)),
-    )
+    fitted = fit(config, config_file)
+    check_keys(config, state_dir, datetime.now(UTC))
+    for reason in fitted.left_out:
+        log.warning("this host cannot do all that is configured", reason=reason)
+    await Master(fitted.config, config_file, state_dir, run_dir).run()
 
 
 class Master:
     """Everything of the master process."""
 
-    def __init__(self, config: ServerConfig, state_dir: Path, run_dir: Path) -> None:
-        self._config = config
+    def __init__(
+        self, config: ServerConfig, config_file: Path, state_dir: Path, run_dir: Path
+    ) -> None:
+        self._config_file = config_file
         self._state_dir = state_dir
         self._run_dir = run_dir
         self._store = open_store(state_dir)
@@ -88,8 +85,18 @@ class Master:
         self._logins = Logins(config.auth, self._store, self._hasher, self._sessions)
         self._network = Network(config, pool)
         self._descriptors: Descriptors | None = None
+        self._ipc: IpcServer | None = None
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
         self._rotation = Rotation(self._sessions, self._worker.send)
+        self._reloader = Reloader(
+            config,
+            config_file,
+            state_dir,
+            check=self._check,
+            network=self._network,
+            tell_worker=self._reload_worker,
+            adopt=self._adopt,
+        )
 
     async def run(self) -> None:
         """Serve until a signal."""
@@ -115,9 +122,24 @@ class Master:
             self._hasher.close()
             self._store.close()
 
+    @property
+    def _config(self) -> ServerConfig:
+        return self._reloader.config
+
+    def _check(self, config: ServerConfig) -> ServerConfig:
+        check_keys(config, self._state_dir, datetime.now(UTC))
+        return fit(config, self._config_file).config
+
+    def _adopt(self, config: ServerConfig) -> None:
+        """Tell the parts of this process what a reload has changed."""
+        self._sessions.config = config
+        self._logins.adopt(config.auth)
+        if self._ipc is not None:
+            self._ipc.admit(config.ipc.admin_group)
+
     async def _serve_ipc(self) -> IpcServer:
         admin = Admin(
-            config=self._config,
+            reloader=self._reloader,
             state_dir=self._state_dir,
             store=self._store,
             sessions=self._sessions,
@@ -126,9 +148,9 @@ class Master:
             worker=self._worker,
             rotation=self._rotation,
         )
-        return await serve(
-            self._run_dir / SOCKET_NAME, admin, admin_group=self._config.ipc.admin_group
-        )
+        group = self._config.ipc.admin_group
+        self._ipc = await serve(self._run_dir / SOCKET_NAME, admin, admin_group=group)
+        return self._ipc
 
     async def _serve(
         self, stop: asyncio.Event, tasks: list[asyncio.Task[None]], resumable: int
@@ -171,8 +193,20 @@ class Master:
 
     def _start_message(self) -> tuple[Start, list[int]]:
         assert self._descriptors is not None
-        config = self._config
-        start = Start(
+        return self._worker_settings(self._config), self._descriptors.all()
+
+    async def _reload_worker(self, config: ServerConfig) -> None:
+        """Raises ConfigError where the worker cannot work like that."""
+        try:
+            reply = await self._worker.ask(Reload(self._worker_settings(config)))
+        except PeerGone:  # the next one starts with what is in force then
+            return
+        if isinstance(reply, Reloaded) and reply.refusal:
+            raise ConfigError(reply.refusal)
+
+    def _worker_settings(self, config: ServerConfig) -> Start:
+        assert self._descriptors is not None
+        return Start(
             tcp_listeners=len(self._descriptors.tcp),
             udp_sockets=len(self._descriptors.udp),
             certificate=str(config.tls.certificate_file(self._state_dir)),
@@ -186,8 +220,8 @@ class Master:
             handshakes_pending=config.limits.handshakes_pending,
             login_timeout_s=config.auth.login_timeout_s,
             log_level=config.log.level,
+            log_anonymise=config.log.anonymise,
         )
-        return start, self._descriptors.all()
 
     async def _on_message(self, message: Message) -> Message | None:
         """Answer a worker; when the store fails, traffic goes on and logins wait."""

@@ -6,6 +6,7 @@ on; it is asked again until it is back, and then told the whole wanted state onc
 
 import asyncio
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from vpnd import log
@@ -99,6 +100,24 @@ class Network:
             mtu=self._config.network.mtu, addresses=self.addresses, forwarding=True
         )
 
+    async def change(self, config: ServerConfig) -> None:
+        """Put in force what a configuration says anew of firewall and link.
+
+        A helper that is gone is told when it is back.  Raises HelperError where it refuses,
+        and then nothing has changed.
+        """
+        before, self._config = self._config, config
+        helper = self._helper
+        if _changeable(before) == _changeable(config) or helper is None or helper.is_closed:
+            return
+        try:
+            await self._apply(helper)
+        except HelperError:
+            self._config = before
+            with suppress(HelperError):
+                await self._apply(helper)
+            raise
+
     async def keep(self) -> None:
         """Come back to the helper whenever it was gone; runs until cancelled."""
         assert self._helper is not None
@@ -132,3 +151,9 @@ class Network:
         """Let the helper undo everything."""
         if self._helper is not None:
             self._helper.close()
+
+
+def _changeable(config: ServerConfig) -> tuple[object, ...]:
+    """Return all that the helper is told more than once."""
+    network = config.network
+    return (config.firewall, network.client_to_client, network.mtu)

@@ -70,10 +70,13 @@ class Change:
 class Sessions:
     """All sessions of this server."""
 
+    config: ServerConfig
+    """For what begins from now on; tunnels that are open keep what they were told."""
+
     def __init__(
         self, config: ServerConfig, store: Store, pool: Pool, end_tunnel: EndTunnel
     ) -> None:
-        self._config = config
+        self.config = config
         self._store = store
         self._pool = pool
         self._end_tunnel = end_tunnel
@@ -104,7 +107,7 @@ class Sessions:
 
         Raises PoolExhausted or StoreError.
         """
-        timeout = self._config.session.session_timeout_s
+        timeout = self.config.session.session_timeout_s
         lease_key = (
             client_lease_key(login.user, login.client)
             if login.client is not None
@@ -179,7 +182,7 @@ class Sessions:
     def _refusal(self, session: Session | None, query: OpenQuery, now: float) -> str:
         if session is None:
             return "unknown cookie"
-        timeout = self._config.session.cookie_timeout_s
+        timeout = self.config.session.cookie_timeout_s
         if not session.is_valid(now, cookie_timeout_s=timeout):
             return "cookie has expired"
         if session.client and query.rekey and query.certificate is None:
@@ -267,7 +270,7 @@ class Sessions:
     def _reply(
         self, session: Session, number: int, address4: str, address6: str, now: float
     ) -> OpenReply:
-        network, timers = self._config.network, self._config.session
+        network, timers = self.config.network, self.config.session
         netmask = self._pool.ipv4.netmask if self._pool.ipv4 else IPv4Address(2**32 - 1)
         left = max(1, int(session.expires_at - now)) if session.expires_at else 0
         return OpenReply(
@@ -283,7 +286,7 @@ class Sessions:
             default_domain=network.default_domain,
             split_include=[str(prefix) for prefix in network.routes],
             split_exclude=[str(prefix) for prefix in network.exclude],
-            server_name=self._config.server.name,
+            server_name=self.config.server.name,
             dpd_s=timers.dpd_s,
             keepalive_s=timers.keepalive_s,
             idle_timeout_s=timers.idle_timeout_s,
@@ -406,7 +409,7 @@ class Sessions:
             touch_lease(self._store.leases, session.lease_key, now=now)
             self._drop_session(session.id, reason)
         for session in self._store.sessions.expire(
-            now, cookie_timeout_s=self._config.session.cookie_timeout_s
+            now, cookie_timeout_s=self.config.session.cookie_timeout_s
         ):
             touch_lease(self._store.leases, session.lease_key, now=now)
             self._drop_session(session.id, "session timeout")

@@ -1,22 +1,19 @@
 """`python -m vpnd.worker FD`: started by the master, never by hand."""
 
 import asyncio
-import resource
 import signal
 import socket
 import struct
 import sys
-from dataclasses import replace
 
 from vpnd import log
 from vpnd.errors import Malformed, VpnError
 from vpnd.host.process import harden
 from vpnd.worker.client_worker import ClientWorker
 from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, decode
+from vpnd.worker.files import raise_fd_limit, within_fd_limit
 from vpnd.worker.messages import Start, StartClient
-from vpnd.worker.worker import BACKLOG, Worker
-
-OWN_FILES = 128  # TUN queues, listeners, UDP sockets, the border, libraries
+from vpnd.worker.worker import Worker
 
 
 def main() -> int:
@@ -28,7 +25,7 @@ def main() -> int:
     files = raise_fd_limit()
     try:
         settings, fds = receive_start(border)
-        log.setup(settings.log_level)
+        log.setup(settings.log_level, anonymise=settings.log_anonymise)
         worker: Worker | ClientWorker = (
             ClientWorker(settings, fds)
             if isinstance(settings, StartClient)
@@ -58,26 +55,6 @@ def receive_start(border: socket.socket) -> tuple[Start | StartClient, list[int]
     if not isinstance(message, Start | StartClient):
         raise Malformed("the master did not say how to work")
     return message, fds
-
-
-def raise_fd_limit() -> int:
-    """Allow as many open files as the system lets this process have; return their number."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
-def within_fd_limit(settings: Start, files: int) -> Start:
-    """Return the settings with no more connections than so many open files allow.
-
-    Else strangers would use up the files, and each further connection be an error of ours.
-    """
-    reserve = OWN_FILES + settings.tcp_listeners * BACKLOG
-    room = max(files - reserve, files // 2)
-    if settings.connections <= room:
-        return settings
-    log.warning("fewer connections than configured: raise LimitNOFILE (ulimit -n)", count=room)
-    return replace(settings, connections=room)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,25 @@ class Start:
     handshakes_pending: int
     login_timeout_s: int
     log_level: str
+    log_anonymise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Master -> worker: work like this from now on; what is open already goes on as it was.
+
+    Certificates and keys are read again.  Listeners and port are those of the first message.
+    """
+
+    settings: Start
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """Worker -> master: the reply."""
+
+    refusal: str = ""
+    """Why nothing has changed; empty where all is in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +297,7 @@ class StartClient:
     log_level: str
     sessions: list[HeldSession]
     """What earlier workers held, the one used last at the end."""
+    log_anonymise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +395,8 @@ class Stop:
 
 Message = (
     Start
+    | Reload
+    | Reloaded
     | Ready
     | LoginQuery
     | LoginReply

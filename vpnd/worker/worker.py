@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import (
-    IPv4Address,
-    IPv6Interface,
     ip_address,
-    ip_network,
 )
 
 from OpenSSL import SSL
@@ -27,16 +24,18 @@ from vpnd.dataplane.outbound import Outbound
 from vpnd.dataplane.peer import Peer, PeerTable
 from vpnd.dataplane.tun_queue import TunQueue
 from vpnd.dataplane.udp_socket import UdpSocket
+from vpnd.errors import ConfigError
 from vpnd.protocol.dtls_handshake import DtlsContext, psk_supported
 from vpnd.protocol.events import TunnelRequested
 from vpnd.protocol.liveness import Action, Liveness
 from vpnd.protocol.path_mtu import tunnel_mtu
 from vpnd.protocol.tls_stream import server_context
 from vpnd.wire.cstp import PacketType
-from vpnd.wire.tunnel_params import MIN_IPV6_MTU, DtlsParams, TunnelParams
+from vpnd.wire.tunnel_params import MIN_IPV6_MTU
 from vpnd.worker.admission import Admission
 from vpnd.worker.control import TUN_GONE, ControlChannel
 from vpnd.worker.datagrams import Datagrams
+from vpnd.worker.files import BACKLOG, fd_limit, within_fd_limit
 from vpnd.worker.messages import (
     AskRekey,
     EndTunnel,
@@ -45,6 +44,8 @@ from vpnd.worker.messages import (
     OpenReply,
     Ping,
     Ready,
+    Reload,
+    Reloaded,
     Start,
     StatusQuery,
     StatusReply,
@@ -54,12 +55,12 @@ from vpnd.worker.messages import (
     TunnelTakesOver,
 )
 from vpnd.worker.overlap import Overlaps
+from vpnd.worker.parameters import tunnel_params
 from vpnd.worker.streams import ClientConnection, connection_factory
 from vpnd.worker.tunnel import Tunnel
 from vpnd.worker.turns import Turns
 
 TICK = 0.5  # seconds between two looks at the clocks of all sessions
-BACKLOG = 512  # connections that may wait to be accepted; asyncio takes so many in one turn
 APP_ID_SIZE = 32  # bytes; the longest a ClientHello's session id can carry
 
 
@@ -79,18 +80,18 @@ class Worker:
         self._tunnels: dict[int, Tunnel] = {}
         self._hosts: dict[str, set[Tunnel]] = {}
         self._chacha_first = not has_aes_instructions()
-        self._context = self._make_context()
+        self._context = self._make_context(settings)
         self._dtls = DtlsContext(chacha_first=self._chacha_first) if psk_supported() else None
         self._stopping = asyncio.Event()
         self.exit_status = 0
         self.control: ControlChannel
 
-    def _make_context(self) -> SSL.Context:
+    def _make_context(self, settings: Start) -> SSL.Context:
         return server_context(
-            certificate=self.settings.certificate,
-            key=self.settings.key,
-            client_ca=self.settings.client_ca,
-            allow_tls12=self.settings.allow_tls12,
+            certificate=settings.certificate,
+            key=settings.key,
+            client_ca=settings.client_ca,
+            allow_tls12=settings.allow_tls12,
             chacha_first=self._chacha_first,
         )
 
@@ -309,6 +310,8 @@ class Worker:
             return self._status()
         if isinstance(message, Ping):
             return Ready()
+        if isinstance(message, Reload):
+            return self._reload(message.settings)
         if isinstance(message, EndTunnel):
             tunnel = self._tunnels.get(message.tunnel)
             if tunnel is not None:
@@ -322,6 +325,16 @@ class Worker:
         elif isinstance(message, Stop):
             self._stopping.set()
         return None
+
+    def _reload(self, settings: Start) -> Reloaded:
+        """Work by these settings from now on; what is open already goes on as it was."""
+        try:
+            self._context = self._make_context(settings)
+        except ConfigError as exc:
+            return Reloaded(str(exc))
+        self.settings = self.admission.limits = within_fd_limit(settings, fd_limit())
+        log.setup(settings.log_level, anonymise=settings.log_anonymise)
+        return Reloaded()
 
     def _status(self) -> StatusReply:
         self._overlaps.count_on()
@@ -370,33 +383,6 @@ class Worker:
 
 def _packed(address: str) -> bytes:
     return ip_address(address).packed if address else b""
-
-
-def tunnel_params(
-    reply: OpenReply, mtu: int, base_mtu: int, port: int, app_id: bytes
-) -> TunnelParams:
-    """Return what the client is told: the master's decisions, plus this connection's own."""
-    dtls = DtlsParams(port, app_id, reply.dpd_s, reply.keepalive_s) if app_id else None
-    return TunnelParams(
-        address4=IPv4Address(reply.address4) if reply.address4 else None,
-        netmask4=IPv4Address(reply.netmask4),
-        address6=IPv6Interface(f"{reply.address6}/{reply.prefix6}") if reply.address6 else None,
-        dns=tuple(ip_address(server) for server in reply.dns),
-        default_domain=reply.default_domain,
-        split_include=tuple(ip_network(prefix) for prefix in reply.split_include),
-        split_exclude=tuple(ip_network(prefix) for prefix in reply.split_exclude),
-        tunnel_all_dns=not reply.split_include,
-        mtu=mtu,
-        base_mtu=base_mtu,
-        dpd_s=reply.dpd_s,
-        keepalive_s=reply.keepalive_s,
-        idle_timeout_s=reply.idle_timeout_s,
-        session_timeout_s=reply.session_left_s,
-        rekey_time_s=reply.rekey_s,
-        rekey_method="new-tunnel",
-        server_name=reply.server_name,
-        dtls=dtls,
-    )
 
 
 def has_aes_instructions() -> bool:

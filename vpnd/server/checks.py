@@ -1,0 +1,82 @@
+"""What has to be in order before a server starts, and before it takes a new configuration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from vpnd.config.model import ServerConfig
+from vpnd.errors import ConfigError, VpnError
+from vpnd.host.ipv6 import why_no_addresses, why_no_sockets
+from vpnd.pki.certificates import load_chain
+from vpnd.pki.files import read_pem
+from vpnd.protocol.tls_stream import server_context
+
+ANY6 = IPv6Address(0)
+
+
+class TooEarly(VpnError):
+    """The clock is wrong, or a certificate is: worth another try when the clock was set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What this host can do of a configuration."""
+
+    config: ServerConfig
+    left_out: Sequence[str]
+    """What it cannot, where that need not keep the server from working, and why."""
+
+
+def check_keys(config: ServerConfig, state_dir: Path, now: datetime) -> None:
+    """Raise ConfigError unless the keys and certificates can be used, TooEarly if not yet."""
+    key = config.tls.key_file(state_dir)
+    if b"ENCRYPTED" in read_pem(key):  # OpenSSL would ask the terminal, and wait
+        raise ConfigError(
+            f"{key}: has a passphrase, and a daemon has nobody to ask; "
+            "take it off with openssl pkey -in FILE -out NEWFILE"
+        )
+    certificate = config.tls.certificate_file(state_dir)
+    server_context(
+        certificate=str(certificate),
+        key=str(key),
+        client_ca=str(config.tls.client_ca_file(state_dir)),
+    )
+    begin = load_chain(certificate)[0].not_valid_before_utc
+    if now < begin:
+        raise TooEarly(
+            f"{certificate}: the certificate is not valid before {begin:%Y-%m-%d %H:%M} UTC, "
+            f"and the clock says {now:%Y-%m-%d %H:%M}; set the clock (timedatectl)"
+        )
+
+
+def fit(config: ServerConfig, config_file: Path) -> Fitted:
+    """Return what this host can do: without IPv6 a server works on IPv4.
+
+    Raises ConfigError where IPv6 was asked for by address or network.
+    """
+    left_out = []
+    if reason := why_no_sockets():
+        config = _listen_without_ipv6(config, config_file, reason)
+        left_out.append(f"server.addresses: :: is left out, {reason}")
+    if config.network.ipv6 is not None and (reason := why_no_addresses()):
+        if config.network.ipv6 != "auto":
+            raise ConfigError(
+                f'{config_file}: network.ipv6: {reason}; switch it on, or set it to ""'
+            )
+        config = replace(config, network=replace(config.network, ipv6=None))
+        left_out.append(f"network.ipv6: no IPv6 in the tunnel, {reason}")
+    return Fitted(config, left_out)
+
+
+def _listen_without_ipv6(config: ServerConfig, config_file: Path, reason: str) -> ServerConfig:
+    left = tuple(address for address in config.server.addresses if address != ANY6)
+    wanted = [address for address in left if address.version == 6]
+    if wanted or not left:
+        raise ConfigError(
+            f"{config_file}: server.addresses: cannot listen on "
+            f"{wanted[0] if wanted else ANY6}, {reason}; "
+            'use IPv4 addresses, as in ["0.0.0.0"]'
+        )
+    return replace(config, server=replace(config.server, addresses=left))
