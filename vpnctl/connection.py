@@ -38,6 +38,8 @@ from vpnd.ipc.api import (
     Daemon,
     KeyRotation,
     Profile,
+    Reloaded,
+    Setting,
     Status,
     User,
 )
@@ -146,6 +148,16 @@ class DaemonProxy:
         """Have a session's keys changed; returns when it has new ones, or why it has not."""
         rotation: KeyRotation = await self._ask("RotateKeys", "rotation", session=session)
         return rotation
+
+    async def reload(self) -> Reloaded:
+        """Have the configuration read anew; return what became of it, by key."""
+        reloaded: Reloaded = await self._ask("Reload", "reloaded")
+        return reloaded
+
+    async def get_settings(self) -> list[Setting]:
+        """Return the configuration in force."""
+        settings: list[Setting] = await self._ask("GetSettings", "settings")
+        return settings
 
     async def _ask(self, method: str, result: str | None, **parameters: Any) -> Any:
         with _explained(self._path):

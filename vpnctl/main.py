@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vpnctl import daemons, output
-from vpnctl.commands import client, down, pki, rotate_keys, status, up, user
+from vpnctl.commands import client, config, down, pki, reload, rotate_keys, status, up, user
 from vpnd import __version__
 from vpnd.errors import VpnError
 
@@ -34,7 +34,17 @@ class Command(Protocol):
         """Do it and return the exit status.  Raises VpnError."""
 
 
-COMMANDS: tuple[Command, ...] = (status, up, down, user, client, rotate_keys, pki)
+COMMANDS: tuple[Command, ...] = (
+    status,
+    up,
+    down,
+    user,
+    client,
+    rotate_keys,
+    config,
+    reload,
+    pki,
+)
 DEFAULT = status
 
 
