@@ -33,7 +33,7 @@ end
 
 function __vpnctl_is_command --argument-names words
     switch $words
-        case 'status' 'up' 'down' 'user' 'user add' 'user passwd' 'user list' 'client' 'client add' 'client list' 'client revoke' 'rotate-keys' 'pki' 'pki init'
+        case 'status' 'up' 'down' 'user' 'user add' 'user passwd' 'user list' 'client' 'client add' 'client list' 'client revoke' 'rotate-keys' 'config' 'config check' 'config show' 'reload' 'pki' 'pki init'
             return 0
     end
     return 1
@@ -52,6 +52,8 @@ function __vpnctl_takes --argument-names words # COMMAND OPTION
         case 'client revoke --user'
             return 0
         case 'rotate-keys --session' 'rotate-keys --user' 'rotate-keys --client'
+            return 0
+        case 'config check --policy'
             return 0
         case 'pki init --name' 'pki init --key-type'
             return 0
@@ -72,6 +74,8 @@ complete -c vpnctl -n '__vpnctl_at ""' -a down -d 'Disconnect a client'
 complete -c vpnctl -n '__vpnctl_at ""' -a user -d 'Add users, set their passwords, list them'
 complete -c vpnctl -n '__vpnctl_at ""' -a client -d 'Add, list and revoke clients: devices that log in with a certificate'
 complete -c vpnctl -n '__vpnctl_at ""' -a rotate-keys -d 'Change the keys of sessions now'
+complete -c vpnctl -n '__vpnctl_at ""' -a config -d 'Check a configuration file, or show what is in force'
+complete -c vpnctl -n '__vpnctl_at ""' -a reload -d 'Have the server read its configuration, keys and certificates anew; no session ends'
 complete -c vpnctl -n '__vpnctl_at ""' -a pki -d 'Make the certificate authority and the server\'s keys'
 complete -c vpnctl -n '__vpnctl_at ""' -l version -d 'show the version and exit'
 complete -c vpnctl -n '__vpnctl_at "status" 0' -x -a '(__vpnctl_names running)'
@@ -107,6 +111,11 @@ complete -c vpnctl -n '__vpnctl_at "rotate-keys"' -l session -x -a '(__vpnctl_na
 complete -c vpnctl -n '__vpnctl_at "rotate-keys"' -l user -x -a '(__vpnctl_names user)' -d 'all sessions of a user'
 complete -c vpnctl -n '__vpnctl_at "rotate-keys"' -l all -d 'all sessions (the default)'
 complete -c vpnctl -n '__vpnctl_at "rotate-keys"' -l client -x -a '(__vpnctl_names running)' -d 'the session of a client on this machine'
+complete -c vpnctl -n '__vpnctl_at "config"' -a check -d 'Say whether a server\'s configuration, or a client\'s profile, can be used'
+complete -c vpnctl -n '__vpnctl_at "config"' -a show -d 'Show every value, where it is from, and where the running server differs'
+complete -c vpnctl -n '__vpnctl_at "config check"' -l policy -r -F -d 'the root helper\'s policy; default: /etc/pyvpn/helper.toml'
+complete -c vpnctl -n '__vpnctl_at "config check" 0' -r -F
+complete -c vpnctl -n '__vpnctl_at "config show" 0' -r -F
 complete -c vpnctl -n '__vpnctl_at "pki"' -a init -d 'Make both; what is there already is never overwritten'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l name -x -d 'host name or address of the server, the one for profiles first (may be repeated; default: this host\'s full name, its address towards the internet)'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l key-type -x -a 'p256 p384 rsa3072 rsa4096' -d 'kind of all keys that are made (default: p256)'
