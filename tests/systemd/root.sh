@@ -15,7 +15,7 @@ packages=(
     systemd systemd-sysv dbus libpam-systemd kmod procps iproute2 iputils-ping
     ca-certificates curl netcat-openbsd tcpdump
 )
-fetched=("$@" systemd-resolved network-manager openconnect iperf3)
+fetched=("$@" openconnect iperf3 lintian)
 
 exec 3>&2 # where people look, while the steps write to their logs
 say() { printf 'root.sh: %s\n' "$*" >&3; }
