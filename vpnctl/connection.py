@@ -29,7 +29,7 @@ from asyncvarlink.serviceinterface import (
 )
 from asyncvarlink.types import JSONObject
 
-from vpnctl.daemons import CLIENT_PREFIX
+from vpnctl.daemons import CLIENT_PREFIX, LOGS
 from vpnd.errors import VpnError
 from vpnd.ipc.api import (
     ADMIN_GROUP,
@@ -229,14 +229,13 @@ def _explained(path: Path) -> Iterator[None]:
     except (*OTHER_VERSION, ConversionError, TypeError, ValueError) as exc:
         raise VpnError(
             "vpnd and vpnctl are of different versions: restart vpnd "
-            "(systemctl restart pyvpn-server)"
+            f"(systemctl restart {_unit(path)})"
         ) from exc
     except VarlinkErrorReply as exc:
         raise Refused(exc) from exc
     except TimeoutError as exc:
         raise DaemonAbsent(
-            f"vpnd did not answer on {path} within {TIMEOUT_S:.0f} s: "
-            "see its log (journalctl -u pyvpn-server)"
+            f"vpnd did not answer on {path} within {TIMEOUT_S:.0f} s: see its log ({_log(path)})"
         ) from exc
     except PermissionError as exc:
         raise NotPermitted(f"{path}: permission denied: use sudo") from exc
@@ -247,13 +246,28 @@ def _explained(path: Path) -> Iterator[None]:
         ) from exc
     except OSError as exc:
         raise DaemonAbsent(
-            f"vpnd went away or turned us down on {path} ({exc}): "
-            "see its log (journalctl -u pyvpn-server)"
+            f"vpnd went away or turned us down on {path} ({exc}): see its log ({_log(path)})"
         ) from exc
 
 
+def _client(path: Path) -> str:
+    """Return the name of the client whose socket it is, "" for a server's."""
+    folder = path.parent.name
+    return folder.removeprefix(CLIENT_PREFIX) if folder.startswith(CLIENT_PREFIX) else ""
+
+
+def _unit(path: Path) -> str:
+    name = _client(path)
+    return f"pyvpn-client@{name}" if name else "pyvpn-server"
+
+
+def _log(path: Path) -> str:
+    name = _client(path)
+    here = f", or {LOGS / f'client-{name}.log'} after vpnctl up" if name else ""
+    return f"journalctl -u {_unit(path)}{here}"
+
+
 def _how_to_start(path: Path) -> str:
-    name = path.parent.name
-    if name.startswith(CLIENT_PREFIX):
-        return f"vpnctl up {name.removeprefix(CLIENT_PREFIX)}"
-    return "systemctl start pyvpn-server, or ./run.sh server"
+    name = _client(path)
+    other = f"vpnctl up {name}" if name else "./run.sh server"
+    return f"systemctl start {_unit(path)}, or {other}"

@@ -9,6 +9,7 @@ from vpnd.ipc.api import SOCKET_NAME
 
 SERVER_RUN_DIR = Path("/run/pyvpn-server")
 CLIENT_PREFIX = "pyvpn-client-"  # of the run directories, beside the server's
+LOGS = Path("/var/log/pyvpn")  # of clients that vpnctl has started, client-NAME.log
 NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 
 

@@ -1,5 +1,6 @@
 """`vpnctl up`, `status` and `down`: a client in the background, with the person in front."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -97,11 +98,12 @@ def test_a_profile_of_roots_is_enough(site: Site, laptop: Laptop, tmp_path: Path
     """It is opened by vpnctl; the daemon could not read it."""
     site.daemons.vpnctl("client", "add", "desk", "--output", str(tmp_path))
     done = subprocess.run(
-        laptop.up_argv(str(tmp_path / "desk.toml")),
+        laptop.up_argv(str(tmp_path / "desk.toml"), "--json"),
         capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "client desk is up" in done.stdout
+    up = {"name": "desk", "state": "connected", "remote": SERVER4}
+    assert json.loads(done.stdout) == up
     status = laptop.status()
     assert status["client"]["name"] == "desk"
     assert status["sessions"][0]["user"] == "desk"

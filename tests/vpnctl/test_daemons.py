@@ -116,7 +116,8 @@ def test_status_is_down_when_one_is(host: Host) -> None:
     host.serve("pyvpn-client-phone", MemoryBackend(replace(CLIENT, state="down")))
     assert vpnctl("status").returncode == 1
     assert vpnctl("status", "tablet").returncode == 3
-    assert "vpnctl up tablet" in vpnctl("status", "tablet").stderr
+    said = vpnctl("status", "tablet").stderr
+    assert "systemctl start pyvpn-client@tablet, or vpnctl up tablet" in said
 
 
 def test_status_without_any_daemon_is_one_line(host: Host) -> None:
@@ -137,6 +138,12 @@ def test_down_ends_the_only_client(host: Host) -> None:
     assert done.returncode == 0, done.stderr
     assert "phone is down" in done.stdout
     assert daemon.backend.disconnects == 1
+
+
+def test_down_tells_programs(host: Host) -> None:
+    """In one form with all commands."""
+    host.serve("pyvpn-client-phone")
+    assert json.loads(vpnctl("down", "--json").stdout) == {"name": "phone", "state": "down"}
 
 
 def test_down_asks_which(host: Host) -> None:

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from vpnctl import daemons
+from vpnctl import daemons, output
 from vpnctl.connection import call, socket_path
 from vpnd.errors import ConfigError, VpnError
 
@@ -29,8 +29,11 @@ def run(args: argparse.Namespace) -> int:
     args = daemons.meant(args, args.name)
     call(args, lambda daemon: daemon.disconnect())
     _wait_gone(socket_path(args))
-    if not args.json:
-        print(f"client {args.name or args.run_dir} is down")
+    name = str(args.name or args.run_dir)
+    if args.json:
+        output.print_json({"name": name, "state": "down"})
+    else:
+        print(f"client {name} is down")
     return 0
 
 

@@ -26,7 +26,6 @@ HELP = "connect a client to its server"
 
 USER = "pyvpn-client"
 PROFILES = Path("/etc/pyvpn/client")
-LOGS = Path("/var/log/pyvpn")
 MAX_LINE = 256 * 1024  # bytes of one line from the daemon: a form and its message
 UNPRIVILEGED = ("--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
 
@@ -57,7 +56,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-dir",
         type=Path,
-        default=LOGS,
+        default=daemons.LOGS,
         metavar="DIR",
         help="where the log is written, in client-NAME.log (default: %(default)s)",
     )
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.foreground:
         return _become(argv, fds)
     log = args.log_dir.absolute() / f"client-{name}.log"
-    return _start(argv, fds, name, log)
+    return _start(args, argv, fds, name, log)
 
 
 def _profile(written: str) -> tuple[Path | None, str]:
@@ -141,7 +140,9 @@ def _make_run_dir(path: Path) -> None:
             account = pwd.getpwnam(USER)
             os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
     except KeyError:
-        raise VpnError(f"there is no user {USER}: `./run.sh client` makes it") from None
+        raise VpnError(
+            f"there is no user {USER}: the package pyvpn makes it, or ./run.sh client"
+        ) from None
     except OSError as exc:
         raise VpnError(f"{path}: cannot be made ({exc.strerror}): use sudo") from exc
 
@@ -161,7 +162,7 @@ def _become(argv: list[str], fds: list[int]) -> int:
     os.execvpe(argv[0], argv, _environment())  # noqa: S606 - our own program, no shell
 
 
-def _start(argv: list[str], fds: list[int], name: str, log: Path) -> int:
+def _start(args: argparse.Namespace, argv: list[str], fds: list[int], name: str, log: Path) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs, os.fdopen(_open_log(log), "wb") as output_file:
         try:
@@ -179,7 +180,7 @@ def _start(argv: list[str], fds: list[int], name: str, log: Path) -> int:
             raise VpnError(f"{argv[0]}: cannot be run ({exc.strerror})") from exc
         theirs.close()
         try:
-            return _accompany(ours, process, name, log)
+            return _accompany(args, ours, process, name, log)
         except BaseException:
             process.terminate()
             process.wait()
@@ -195,7 +196,13 @@ def _open_log(path: Path) -> int:
         raise VpnError(f"{path}: no log can be written ({exc.strerror}): use sudo") from exc
 
 
-def _accompany(link: socket.socket, process: subprocess.Popen[bytes], name: str, log: Path) -> int:
+def _accompany(
+    args: argparse.Namespace,
+    link: socket.socket,
+    process: subprocess.Popen[bytes],
+    name: str,
+    log: Path,
+) -> int:
     """Answer the daemon's questions until it is connected or has ended."""
     with link.makefile("rb") as lines:
         while line := lines.readline(MAX_LINE):
@@ -207,13 +214,20 @@ def _accompany(link: socket.socket, process: subprocess.Popen[bytes], name: str,
                 status = process.wait()
                 raise _Ended(f"client {name}: {said['ended']}", status or 1)
             elif said.get("state") == "connected":
-                print(f"client {name} is up: connected to {output.clean(str(said['remote']))}")
+                _print_up(args, name, str(said["remote"]))
                 return 0
             else:
                 shown = " ".join(filter(None, (said.get("state"), said.get("reason"))))
                 print(f"vpnctl: {output.clean(shown)} ...", file=sys.stderr)
     status = process.wait()
     raise _Ended(f"client {name} ended: see {log}", status or 1)
+
+
+def _print_up(args: argparse.Namespace, name: str, remote: str) -> None:
+    if args.json:
+        output.print_json({"name": name, "state": "connected", "remote": remote})
+    else:
+        print(f"client {name} is up: connected to {output.clean(remote)}")
 
 
 class _Ended(VpnError):
