@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
 
 import pytest
 
 from vpnd.auth.contract import CertificateFacts
 from vpnd.auth.login import LoginAccepted
-from vpnd.config.model import NetworkOptions, ServerConfig, SessionOptions
+from vpnd.config.model import NetworkOptions, ServerConfig, ServerLogOptions, SessionOptions
 from vpnd.errors import StoreError
 from vpnd.policy.leases import MAX_SLOTS, Pool, PoolExhausted
+from vpnd.server.retention import INTERVAL
 from vpnd.server.sessions import OWN_DPD_S, Change, Sessions
 from vpnd.store.contract import Client, Session, Store, User
 from vpnd.store.memory import MemoryStore
+from vpnd.store.sqlite import open_store
 from vpnd.worker.messages import (
     OpenQuery,
     OpenReply,
@@ -698,3 +701,43 @@ def test_a_logout_ends_the_cookie_and_the_tunnel(server: Server, store: Store) -
     assert server.told == [(reply.tunnel, "the client logged out")]
     assert store.sessions.all() == []
     assert server.connect(cookie).refused == 401
+
+
+@pytest.mark.parametrize(
+    ("options", "kept_s"),
+    [
+        (ServerLogOptions(keep_days=2), 2 * 86400),
+        (ServerLogOptions(keep_days=0), 0),
+        (ServerLogOptions(level="none"), 0),
+    ],
+)
+def test_a_lease_is_forgotten_so_many_days_after_its_session(
+    server: Server, store: Store, options: ServerLogOptions, kept_s: int
+) -> None:
+    """Also after a reload that says so; not while a session has it, or may be resumed."""
+    server.sessions.config = replace(server.sessions.config, log=options)
+    reply = server.granted(server.sessions.begin(PASSWORD, NOW))
+    server.sessions.expire(NOW + 10 * 86400)
+    assert len(store.leases.all()) == 1
+    end = NOW + 11 * 86400
+    server.end(reply, end, final=True)
+    server.sessions.expire(end + kept_s - 1)
+    assert len(store.leases.all()) == 1
+    server.sessions.expire(end + kept_s + INTERVAL)
+    assert store.leases.all() == []
+
+
+def test_no_address_of_a_peer_is_ever_in_the_database(tmp_path: Path) -> None:
+    """Neither where it is nor the one it got: a lease is a number."""
+    store = open_store(tmp_path)
+    store.users.put(User("alice"))
+    server = Server(store)
+    reply = server.granted(server.sessions.begin(PASSWORD, NOW))
+    again = server.granted(server.sessions.begin(PASSWORD, NOW))
+    server.end(again, final=True)
+    files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"alice" in files
+    for address in (reply.address4, reply.address6, "192.0.2.9"):
+        assert address.encode() not in files
+    assert ip_address(reply.address6).packed not in files
+    store.close()

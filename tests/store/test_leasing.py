@@ -8,7 +8,14 @@ from vpnd.auth.cookies import cookie_hash
 from vpnd.errors import StoreError
 from vpnd.policy.leases import Lease, Pool, PoolExhausted, user_lease_key
 from vpnd.store.contract import Conflict, Leases, Session, User
-from vpnd.store.leasing import ULA_SETTING, KeysInUse, own_ula_network, take_lease, touch_lease
+from vpnd.store.leasing import (
+    ULA_SETTING,
+    KeysInUse,
+    forget_idle,
+    own_ula_network,
+    take_lease,
+    touch_lease,
+)
 from vpnd.store.memory import MemoryStore
 
 POOL = Pool(IPv4Network("10.8.0.0/29"), None)  # five clients
@@ -27,6 +34,16 @@ def test_a_key_keeps_its_address_and_says_when_it_was_used() -> None:
     stored = leases.get("a")
     assert stored is not None
     assert stored.last_used == 4.0
+
+
+def test_leases_are_forgotten_when_nobody_used_them_for_long() -> None:
+    """Who had which address is not known for ever; who is connected keeps it."""
+    leases = MemoryStore().leases
+    for number, key in enumerate("abc"):
+        take_lease(leases, POOL, key, in_use=(), now=float(number))
+    assert forget_idle(leases, in_use={"a"}, unused_since=1.0) == 1
+    assert [lease.key for lease in leases.all()] == ["a", "c"]
+    assert forget_idle(leases, in_use={"a"}, unused_since=1.0) == 0
 
 
 def test_the_longest_unused_lease_gives_way_and_is_gone() -> None:

@@ -20,6 +20,7 @@ from vpnd.auth.standing import resume_refusal
 from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError, VpnError
 from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
+from vpnd.server.retention import Retention
 from vpnd.server.standing import StandingWatch
 from vpnd.store.contract import Session, Store
 from vpnd.store.leasing import KeysInUse, take_lease, touch_lease
@@ -85,6 +86,7 @@ class Sessions:
         self.coming: dict[int, LiveTunnel] = {}
         """Tunnels that are to take the place of a live one of their session."""
         self._standing = StandingWatch(store)
+        self._retention = Retention(store)
         self.on_change: Callable[[Change], None] = lambda _: None
 
     def serving(self, session_id: str) -> LiveTunnel | None:
@@ -413,6 +415,7 @@ class Sessions:
         ):
             touch_lease(self._store.leases, session.lease_key, now=now)
             self._drop_session(session.id, "session timeout")
+        self._retention.forget(now, self.config.log.keep_s)
 
 
 def _claimed(query: OpenQuery) -> str | None:

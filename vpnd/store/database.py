@@ -65,6 +65,7 @@ class Database:
             raise StoreError(f"{self._path}: put the state directory on a local file system")
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA trusted_schema = OFF")
+        self._db.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in the file
         if self._pragma("user_version") != len(MIGRATIONS):
             self._migrate()
 

@@ -67,6 +67,15 @@ def touch_lease(leases: Leases, key: str, *, now: float) -> None:
         return
 
 
+def forget_idle(leases: Leases, *, in_use: Container[str], unused_since: float) -> int:
+    """Forget the leases that no session has had since then; return how many there were."""
+    idle = [lease for lease in leases.all() if lease.last_used <= unused_since]
+    gone = [lease.key for lease in idle if lease.key not in in_use]
+    for key in gone:
+        leases.delete(key)
+    return len(gone)
+
+
 def own_ula_network(settings: Settings) -> IPv6Network:
     """Return this server's random /64, chosen at the first call and kept ever after."""
     fresh = ula_network(secrets.token_bytes(ULA_RANDOM_SIZE))
