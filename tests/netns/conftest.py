@@ -5,11 +5,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.netns.bed import CACHE, Bed
 from tests.netns.daemons import Config, Daemons
+from tests.netns.manager import ManagedDaemons
 from tests.netns.site import Site
 from tests.netns.teardown import take_down_dead
 
@@ -63,3 +65,20 @@ def make_site(make_bed: Callable[[int], Bed]) -> Callable[..., Site]:
         return Site(bed, daemons)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def make_managed(make_bed: Callable[[int], Bed]) -> Iterator[Callable[..., Site]]:
+    """Build a bed whose server is a service, prepared and not started."""
+    made = []
+
+    def make(clients: int = 1, **options: Any) -> Site:
+        bed = make_bed(clients)
+        daemons = ManagedDaemons(bed.server, **options)
+        daemons.prepare()
+        made.append(daemons)
+        return Site(bed, daemons)
+
+    yield make
+    for daemons in made:
+        daemons.manager.close()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -109,6 +109,7 @@ class Namespace:
         user: str | None = None,
         stdin: bytes | None = None,
         env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Process:
         """Start a program in here; its log is log/NAME.log in the folder, appended to."""
         process = Process.start(
@@ -117,6 +118,7 @@ class Namespace:
             log=self.folder / "log" / f"{name}.log",
             env=ENVIRONMENT | dict(env or {}),
             stdin=stdin,
+            pass_fds=pass_fds,
         )
         with (self.folder / "processes").open("a") as notes:
             notes.write(f"{process.pid} {name}\n")

@@ -135,6 +135,7 @@ class Process:
         log: Path,
         env: Mapping[str, str],
         stdin: bytes | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> "Process":
         """Start a program in a session of its own, with what it prints appended to the log.
 
@@ -150,6 +151,7 @@ class Process:
                 cwd="/",
                 env=dict(env),
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         if popen.stdin is not None:
             with popen.stdin as pipe, contextlib.suppress(BrokenPipeError):

@@ -11,6 +11,7 @@ from tests.protocol.authority import TestSite
 from vpnd.auth.hasher import PasswordHasher
 from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError
+from vpnd.host.systemd import Kept
 from vpnd.policy.leases import Pool
 from vpnd.server.admin import Admin
 from vpnd.server.network import Network
@@ -37,7 +38,7 @@ def admin(store: Store, tmp_path: Path) -> Iterator[Admin]:
         lambda: pytest.fail("no worker here"), lambda _: pytest.fail("nor messages"), bool
     )
     TestSite(tmp_path)
-    network = Network(config, pool)
+    network = Network(config, pool, Kept())
     yield Admin(
         reloader=Reloader(
             config,

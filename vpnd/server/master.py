@@ -18,6 +18,7 @@ from vpnd.config.model import ServerConfig
 from vpnd.errors import ConfigError, StoreError, VpnError
 from vpnd.host import systemd
 from vpnd.host.process import harden
+from vpnd.host.systemd import Kept
 from vpnd.ipc.api import SOCKET_NAME
 from vpnd.ipc.server import IpcServer, serve
 from vpnd.policy.leases import Pool
@@ -83,8 +84,9 @@ class Master:
         self._hasher = PasswordHasher()
         self._sessions = Sessions(config, self._store, pool, self._end_tunnel)
         self._logins = Logins(config.auth, self._store, self._hasher, self._sessions)
-        self._network = Network(config, pool)
+        self._network = Network(config, pool, Kept.of_this_start(), self._tell_status)
         self._descriptors: Descriptors | None = None
+        self._status = ""
         self._ipc: IpcServer | None = None
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
         self._rotation = Rotation(self._sessions, self._worker.send)
@@ -106,18 +108,21 @@ class Master:
             loop.add_signal_handler(number, stop.set)
         resumable = self._sessions.recover(time.time())
         try:
+            await self._worker.prepare()
             self._descriptors = await self._network.up()
             ipc = await self._serve_ipc()
             tasks = [
                 asyncio.create_task(self._worker.run()),
                 asyncio.create_task(self._network.keep()),
                 asyncio.create_task(self._expire()),
+                asyncio.create_task(systemd.watch(self._worker.answer)),
             ]
             try:
                 await self._serve(stop, tasks, resumable)
             finally:
                 await self._close(ipc, tasks)
         finally:
+            await self._worker.stop()
             self._network.down()
             self._hasher.close()
             self._store.close()
@@ -168,7 +173,8 @@ class Master:
                 backend=self._network.firewall_backend,
                 count=resumable,
             )
-            systemd.ready(f"serving on {listen}")
+            self._status = self._describe()
+            systemd.ready(self._status)
             await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         elif not stopped.done():
             raise VpnError("the worker did not start; the lines above say why")
@@ -178,6 +184,7 @@ class Master:
             failed.result()
 
     async def _close(self, ipc: IpcServer, tasks: Sequence[asyncio.Task[None]]) -> None:
+        self._status = ""
         systemd.stopping()
         log.event("vpnd is stopping")
         ipc.close()
@@ -188,6 +195,27 @@ class Master:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._descriptors is not None:
             self._descriptors.close()
+
+    # systemd
+
+    def _describe(self) -> str:
+        """Return how the service is, in one line."""
+        words = [
+            f"serving on {' '.join(map(log.endpoint, self._network.listen))}"
+            if self._worker.is_ready
+            else "restarting the worker process",
+            f"{len(self._sessions.live)} connected",
+        ]
+        if not self._network.has_helper:
+            words.append("the helper is gone: traffic goes on, changes wait")
+        return ", ".join(words)
+
+    def _tell_status(self) -> None:
+        """Tell systemd how the service is, if that is news and the start is over."""
+        status = self._describe()
+        if self._status and status != self._status:
+            self._status = status
+            systemd.status(status)
 
     # the worker
 
@@ -252,12 +280,14 @@ class Master:
 
     def _on_worker_gone(self) -> None:
         self._sessions.workers_gone(time.time())
+        self._tell_status()
 
     # clocks
 
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE_INTERVAL)
+            self._tell_status()
             now = time.time()
             self._logins.expire(now)
             self._rotation.renew_old(now)

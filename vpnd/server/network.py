@@ -2,10 +2,17 @@
 
 The connection to the helper stands for all of it.  If the helper goes away, traffic goes
 on; it is asked again until it is back, and then told the whole wanted state once more.
+
+systemd keeps copies of the connection (`helper`), the TUN queue (`tun-0`) and the listening
+sockets (`tcp-N`, `udp-N`).  After a restart they are taken back, as far as they fit the
+configuration, which may have changed.
 """
 
 import asyncio
+import itertools
 import os
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -14,6 +21,8 @@ from vpnd.config.model import ServerConfig
 from vpnd.dataplane.tun_queue import TCP_OFFLOAD, set_offload
 from vpnd.errors import HelperError
 from vpnd.host.helper_client import HelperClient
+from vpnd.host.inherited import Endpoint, endpoint, tun_interface
+from vpnd.host.systemd import Kept
 from vpnd.policy.leases import Pool
 
 # Packets, or superpackets, between kernel and worker; the kernel's own default.  64 lost packets
@@ -21,6 +30,7 @@ from vpnd.policy.leases import Pool
 TX_QUEUE_LEN = 500
 SOCKET_BUFFER = 4 * 1024 * 1024  # bytes a UDP socket may hold: 20 ms at 1.6 Gb/s
 RETRY_DELAY = 1.0  # seconds between two tries to reach a helper that went away
+HELPER, TUN, TCP, UDP = "helper", "tun-0", "tcp-", "udp-"  # names of what is kept over a restart
 
 
 @dataclass(slots=True)
@@ -42,9 +52,18 @@ class Descriptors:
 class Network:
     """Brings the server's network up and keeps it so."""
 
-    def __init__(self, config: ServerConfig, pool: Pool) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        pool: Pool,
+        kept: Kept,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_change` is called when the helper went away, and when it is back."""
         self._config = config
         self._pool = pool
+        self._kept = kept
+        self._on_change = on_change
         self._helper: HelperClient | None = None
         self.firewall_backend = ""
         self.offload_reason = ""
@@ -65,27 +84,101 @@ class Network:
         server = self._config.server
         return [(str(address), server.port) for address in server.addresses]
 
+    @property
+    def has_helper(self) -> bool:
+        return self._helper is not None and not self._helper.is_closed
+
     async def up(self) -> Descriptors:
-        """Make the interface and the sockets; return them.  Raises HelperError."""
-        helper = await self._connect()
-        self._helper = helper
-        (tun,) = await helper.open_tun(queues=1, tx_queue_len=TX_QUEUE_LEN)
-        descriptors = Descriptors(tun)
+        """Make the interface and the sockets, or take them back; return them.
+
+        Raises HelperError, and RestartNeeded for a helper of another version.
+        """
+        tun = await self._kept_tun()
+        self._helper = helper = await self._kept_helper() or await self._connect()
+        if tun is not None and not helper.adopted:  # it was undone meanwhile
+            os.close(tun)
+            tun = None
+            await self._forget(TUN)
+        if tun is None:
+            (tun,) = await helper.open_tun(queues=1, tx_queue_len=TX_QUEUE_LEN)
+            self._kept.put(TUN, tun)
         try:
             set_offload(tun, TCP_OFFLOAD)
         except OSError as exc:
             self.offload_reason = f"refused by the kernel ({exc.strerror})"
-        for tcp, udp in await helper.open_sockets(
-            self.listen, udp_per_address=1, buffer_bytes=SOCKET_BUFFER
-        ):
-            descriptors.tcp.append(tcp)
-            descriptors.udp += udp
+        sockets = await self._sockets(helper)
+        self._kept.drop_rest()
         await self._apply(helper)
-        return descriptors
+        return Descriptors(tun, [t for t, _ in sockets.values()], [u for _, u in sockets.values()])
+
+    async def _kept_tun(self) -> int | None:
+        """Return the TUN queue from before; without the right one, forget whose it was, too."""
+        tun = self._kept.take(TUN)
+        if tun is not None and tun_interface(tun) != self._config.network.interface:
+            os.close(tun)
+            tun = None
+            await self._forget(TUN, HELPER)
+        return tun
+
+    async def _kept_helper(self) -> HelperClient | None:
+        """Return the connection from before, None when there is none that goes on."""
+        fd = self._kept.take(HELPER)
+        if fd is None:
+            return None
+        path, interface = str(self._config.helper.socket), self._config.network.interface
+        try:
+            return await HelperClient.resume(fd, path, interface)
+        except HelperError as exc:
+            log.warning("the connection to the helper does not go on", error=str(exc))
+            await self._forget(HELPER)
+            return None
+
+    async def _forget(self, *names: str) -> None:
+        for name in names:
+            self._kept.drop(name)
+        await self._kept.settled()  # the kernel lets go of a name or port with the last copy
+
+    async def _sockets(self, helper: HelperClient) -> dict[Endpoint, tuple[int, int]]:
+        """Return TCP and UDP socket of each address: those kept, else new ones."""
+        pairs = await self._kept_sockets()
+        missing = [where for where in self.listen if where not in pairs]
+        if missing:
+            groups = await helper.open_sockets(
+                missing, udp_per_address=1, buffer_bytes=SOCKET_BUFFER
+            )
+            for where, (tcp, (udp,)) in zip(missing, groups, strict=True):
+                pairs[where] = tcp, udp
+                number = next(n for n in itertools.count() if not self._kept.has(f"{TCP}{n}"))
+                self._kept.put(f"{TCP}{number}", tcp)
+                self._kept.put(f"{UDP}{number}", udp)
+        return {where: pairs[where] for where in self.listen}
+
+    async def _kept_sockets(self) -> dict[Endpoint, tuple[int, int]]:
+        """Return the sockets from before whose address is still wanted; forget the others."""
+        pairs: dict[Endpoint, tuple[int, int]] = {}
+        unfit = []
+        numbers = {name[len(TCP) :] for name in self._kept.names if name.startswith((TCP, UDP))}
+        for number in numbers:
+            tcp, udp = self._kept.take(TCP + number), self._kept.take(UDP + number)
+            if tcp is not None and udp is not None:
+                where = endpoint(tcp, socket.SOCK_STREAM)
+                both = where is not None and endpoint(udp, socket.SOCK_DGRAM) == where
+                if where in self.listen and where not in pairs and both:
+                    pairs[where] = tcp, udp
+                    continue
+            unfit += [TCP + number, UDP + number]
+            for fd in (tcp, udp):
+                if fd is not None:
+                    os.close(fd)
+        if unfit:
+            await self._forget(*unfit)
+        return pairs
 
     async def _connect(self) -> HelperClient:
         path, interface = str(self._config.helper.socket), self._config.network.interface
-        return await HelperClient.connect(path, interface)
+        helper = await HelperClient.connect(path, interface)
+        self._kept.put(HELPER, helper.fileno())
+        return helper
 
     async def _apply(self, helper: HelperClient) -> None:
         """Tell the whole wanted state; the firewall first, so that nothing is open before."""
@@ -124,8 +217,10 @@ class Network:
         while True:
             await self._helper.wait_closed()
             log.warning("the helper is gone, traffic goes on without changes")
+            self._on_change()
             self._helper = await self._return()
             log.event("the helper is back", interface=self._config.network.interface)
+            self._on_change()
 
     async def _return(self) -> HelperClient:
         """Return a connection that stands for our state again.

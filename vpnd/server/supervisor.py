@@ -13,13 +13,14 @@ from pathlib import Path
 
 import vpnd
 from vpnd import log
-from vpnd.errors import HelperError, Malformed
+from vpnd.errors import HelperError, Malformed, RestartNeeded
 from vpnd.worker.control import TUN_GONE, ControlChannel, PeerGone, encode
 from vpnd.worker.messages import Message, Ping, Ready, Start, StartClient, Stop
 
 START_TIMEOUT = 20.0  # seconds from exec to Ready, on a slow machine
 PING_INTERVAL = 5.0  # seconds between two questions whether the worker still works
 PING_TIMEOUT = 15.0  # seconds for the answer, on a machine that has other things to do
+ANSWER_INTERVAL = 0.1  # seconds until a worker that is just dying is known to be dead
 STOP_TIMEOUT = 5.0  # seconds from Stop to exit; then it is killed
 RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one for good
 STEADY_AFTER = 60.0  # seconds of work after which a death counts as the first again
@@ -38,6 +39,7 @@ class Supervisor:
         self._on_message = on_message
         self._on_gone = on_gone
         self._process: asyncio.subprocess.Process | None = None
+        self._border: socket.socket | None = None  # of a process that waits for its start message
         self._channel: ControlChannel | None = None
         self._ready = asyncio.Event()
         self._stopping = False
@@ -65,11 +67,27 @@ class Supervisor:
             return False
         return True
 
+    async def prepare(self) -> None:
+        """Let a process load its code already, while its start message is still being made."""
+        self._border = await self._spawn()
+
+    async def answer(self) -> None:
+        """Return when the worker answers: at once, or as soon as there is one that does."""
+        while True:
+            await self._ready.wait()
+            try:
+                await self.ask(Ping())
+            except PeerGone:
+                await asyncio.sleep(ANSWER_INTERVAL)
+            else:
+                return
+
     async def run(self) -> None:
         """Keep a worker running until `stop`.
 
         Raises HelperError when its interface was deleted: only a start from the beginning
-        makes a new one, and clients come back to that by their cookies.
+        makes a new one, and clients come back to that by their cookies.  Raises RestartNeeded
+        when the worker's code is not of our version any more.
         """
         loop = asyncio.get_running_loop()
         deaths = 0
@@ -80,15 +98,18 @@ class Supervisor:
                 return
             if status == TUN_GONE:
                 raise HelperError("the tunnel's interface was deleted; start vpnd again")
+            if status == RestartNeeded.exit_status:
+                raise RestartNeeded("pyvpn was upgraded while it ran; start vpnd again")
             deaths = 1 if loop.time() - began > STEADY_AFTER else deaths + 1
             delay = RESTART_DELAYS[min(deaths, len(RESTART_DELAYS)) - 1]
             log.error("worker died, starting another", exit_status=status, count=deaths)
             await asyncio.sleep(delay)
 
-    async def _run_once(self) -> int:
+    async def _spawn(self) -> socket.socket:
+        """Start a process; return our end of the border."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
+            self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",  # or it would import from the current directory, whoever writes there
                 "-m",
@@ -98,7 +119,12 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 env=worker_environment(),
             )
-        self._process = process
+        return ours
+
+    async def _run_once(self) -> int:
+        ours, self._border = self._border or await self._spawn(), None
+        process = self._process
+        assert process is not None
         settings, fds = self._start()
         try:
             socket.send_fds(ours, [encode(settings)], list(fds))
@@ -159,6 +185,11 @@ class Supervisor:
         """Let the worker close its tunnels and end."""
         self._stopping = True
         self.send(Stop())
+        if self._border is not None:  # it was not told anything yet
+            self._border.close()
+            self._border = None
+            if self._process is not None:
+                self._process.kill()
         if self._process is not None:
             await self._reap(self._process)
 

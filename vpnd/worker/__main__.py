@@ -10,7 +10,7 @@ from vpnd import log
 from vpnd.errors import Malformed, VpnError
 from vpnd.host.process import harden
 from vpnd.worker.client_worker import ClientWorker
-from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, decode
+from vpnd.worker.control import MAX_FDS, MAX_MESSAGE, decode_start
 from vpnd.worker.files import raise_fd_limit, within_fd_limit
 from vpnd.worker.messages import Start, StartClient
 from vpnd.worker.worker import Worker
@@ -40,7 +40,10 @@ def main() -> int:
 
 
 def receive_start(border: socket.socket) -> tuple[Start | StartClient, list[int]]:
-    """Return the first message and the descriptors beside it.  Raises Malformed."""
+    """Return the first message and the descriptors beside it.
+
+    Raises Malformed, or RestartNeeded when the master is of another version.
+    """
     data, fds, _, _ = socket.recv_fds(border, 4, MAX_FDS)
     size = struct.unpack("!I", data)[0] if len(data) == 4 else 0
     if not 0 < size <= MAX_MESSAGE:
@@ -51,10 +54,7 @@ def receive_start(border: socket.socket) -> tuple[Start | StartClient, list[int]
         if not piece:
             raise Malformed("the master went away")
         body += piece
-    message, _, _ = decode(body)
-    if not isinstance(message, Start | StartClient):
-        raise Malformed("the master did not say how to work")
-    return message, fds
+    return decode_start(body), fds
 
 
 if __name__ == "__main__":

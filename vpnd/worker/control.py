@@ -5,9 +5,15 @@
 `id` pairs a query with its reply, which carries the same number as "re".  JSON, never
 pickle: what comes from the process that faces the network is checked field by field.
 File descriptors travel once, beside the first message.
+
+The first message also has a "protocol" number.  The number is made of the messages themselves:
+a worker whose code was replaced on the disk under a running master finds out, and says so by
+its exit status; systemd then starts the master again, which is the new one.
 """
 
 import asyncio
+import functools
+import hashlib
 import json
 import logging
 import math
@@ -18,8 +24,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from vpnd.errors import Malformed, VpnError
-from vpnd.worker.messages import TYPES, Failed, Message
+from vpnd.errors import Malformed, RestartNeeded, VpnError
+from vpnd.worker.messages import TYPES, Failed, Message, Start, StartClient
 
 TUN_GONE = 3  # exit status of a worker whose interface was deleted
 MAX_MESSAGE = 64 * 1024 * 1024  # a status of 65,536 tunnels, the most a configuration allows
@@ -35,6 +41,8 @@ def encode(message: Message, *, number: int = 0, reply_to: int = 0) -> bytes:
         "type": type(message).__name__,
         "body": asdict(message),
     }
+    if isinstance(message, Start | StartClient):
+        frame["protocol"] = protocol()
     data = json.dumps(frame, separators=(",", ":")).encode()
     return _LENGTH.pack(len(data)) + data
 
@@ -50,6 +58,36 @@ def decode(data: bytes) -> tuple[Message, int, int]:
         return _build(kind, frame["body"]), number, reply_to
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise Malformed("message between master and worker") from exc
+
+
+def decode_start(data: bytes) -> Start | StartClient:
+    """Return the first message.  Raises Malformed, or RestartNeeded for another protocol."""
+    try:
+        frame = json.loads(data)
+        number = frame.get("protocol") if isinstance(frame, dict) else None
+    except (ValueError, RecursionError) as exc:
+        raise Malformed("message between master and worker") from exc
+    if number != protocol():
+        raise RestartNeeded("pyvpn was replaced while it ran, and master and worker differ")
+    message, _, _ = decode(data)
+    if not isinstance(message, Start | StartClient):
+        raise Malformed("the master did not say how to work")
+    return message
+
+
+@functools.cache
+def protocol() -> int:
+    """Return the number of this version's messages: other fields, another number."""
+    shapes = [_shape(TYPES[name]) for name in sorted(TYPES)]
+    return int.from_bytes(hashlib.sha256(repr(shapes).encode()).digest()[:4])
+
+
+def _shape(kind: Any) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind.__name__, [(entry.name, _shape(hints[entry.name])) for entry in fields(kind)]
+    origin = typing.get_origin(kind) or kind
+    return getattr(origin, "__name__", str(origin)), [_shape(a) for a in typing.get_args(kind)]
 
 
 def _build(kind: Any, value: Any) -> Any:
