@@ -41,6 +41,13 @@ def test_child_has_no_privilege_left() -> None:
 
 
 @needs_root
+def test_child_has_no_network() -> None:
+    """The authority's key has nobody to talk to."""
+    found = run_as(STRANGER, lambda _: {"net": Path("/proc/self/net/dev").read_text()}, {})
+    assert [line.split(":")[0].strip() for line in found["net"].splitlines()[2:]] == ["lo"]
+
+
+@needs_root
 def test_child_inherits_no_open_file() -> None:
     """A descriptor of root's would be a hole in the wall."""
     with Path("/etc/shadow").open():

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, p
 
 from tests.ipc.memory_backend import MemoryBackend
 from vpnctl.commands import client
-from vpnctl.commands.pki import Home, initialise
 from vpnctl.connection import DaemonAbsent, Refused, call
+from vpnctl.homes import Home
+from vpnctl.pki_init import initialise
 from vpnd.errors import ConfigError, VpnError
 from vpnd.ipc.api import Client, Profile
 from vpnd.ipc.server import serve

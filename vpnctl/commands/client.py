@@ -182,7 +182,7 @@ class Issued:
             name=self.name,
             until=day_text(self.not_after),
             remotes=remotes,
-            ca=server.ca_pem,
+            ca=encode_chain(self._cas[:1]).decode(),  # the root: the issuing CA's is renewed
             certificate=encode_chain(self._chain).decode(),
             key=encode_key(self._key).decode(),
         )

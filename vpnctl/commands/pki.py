@@ -5,28 +5,33 @@ has become its user (`vpnd.pki.child`).  Anybody else must own both directories.
 """
 
 import argparse
-import socket
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
 from vpnctl import output
-from vpnd.config import values
-from vpnd.errors import ConfigError
-from vpnd.pki import ca, jobs, server_files
-from vpnd.pki.child import CA_USER, SERVER_USER, Account, ensure_directory, run_as, system_account
-from vpnd.pki.keys import KEY_TYPES, KeyType, parse_public_key
-from vpnd.pki.pins import certificate_pin, key_pin
+from vpnctl.connection import DaemonAbsent, call
+from vpnctl.homes import Home, ca_home, server_home
+from vpnctl.pki_init import chosen_names, initialise
+from vpnctl.pki_renew import plain_client, renew, running_server
+from vpnd.errors import VpnError
+from vpnd.pki import renewal_jobs
+from vpnd.pki.certificates import server_names
+from vpnd.pki.keys import KEY_TYPES
+from vpnd.pki.schedule import Life, issuing_life, server_life
 
 NAME = "pki"
+HELP = "make, renew and show the certificate authority and the server's keys"
+CONFIG = Path("/etc/pyvpn/server.toml")
 NEXT = """\
 root.key is needed only for a new issuing CA: you may keep it on another machine.
 Next: start the server and make a client with `vpnctl client add NAME`."""
-HELP = "make the certificate authority and the server's keys"
+HEADINGS = ("CERTIFICATE", "UNTIL", "RENEWED FROM", "REMARK")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +42,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--name",
         action="append",
         metavar="HOST",
-        help="host name or address of the server, the one for profiles first "
-        "(may be repeated; default: this host's full name, its address towards the internet)",
+        help="host name or address of the server, the one for profiles first (may be repeated; "
+        "default: [server] name in server.toml, else this host's full name and address)",
     )
     init.add_argument(
         "--key-type",
@@ -46,111 +51,60 @@ def register(parser: argparse.ArgumentParser) -> None:
         default="p256",
         help="kind of all keys that are made (default: %(default)s)",
     )
-    for name, what in (
-        ("--ca-dir", "where the certificate authority is made"),
-        ("--state-dir", "where the server's keys and certificate are made"),
-    ):
-        init.add_argument(name, type=Path, default=argparse.SUPPRESS, metavar="DIR", help=what)
+    init.add_argument(
+        "--if-missing", action="store_true", help="do nothing where the server has its certificate"
+    )
+    init.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"server.toml with the name; default: {CONFIG}"
+    )
+    init.set_defaults(run_action=_init)
+    status = actions.add_parser("status", help="show the certificates, their ends, and the pins")
+    status.set_defaults(run_action=_status)
+    renewing = actions.add_parser(
+        "renew", help="renew what is due, answer clients' requests, write the revocation list"
+    )
+    renewing.add_argument(
+        "--force",
+        action="store_true",
+        help="renew the server's certificate although it is not due",
+    )
+    renewing.set_defaults(run_action=_renew)
+    crl = actions.add_parser("crl", help="print the revocation list, for programs of others")
+    crl.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
+    crl.set_defaults(run_action=_crl)
+    for action in (init, status, renewing, crl):
+        for option, what in (
+            ("--ca-dir", "where the certificate authority is"),
+            ("--state-dir", "where the server's keys and certificate are"),
+        ):
+            action.add_argument(
+                option, type=Path, default=argparse.SUPPRESS, metavar="DIR", help=what
+            )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the PKI and say what was made.  Raises VpnError."""
+    """Carry out one action and return the exit status.  Raises VpnError."""
+    status: int = args.run_action(args)
+    return status
+
+
+def _init(args: argparse.Namespace) -> int:
+    names = chosen_names(args.name, args.config or CONFIG, needed=args.config is not None)
     made = initialise(
-        _names(args.name),
+        names,
         args.key_type,
-        ca_home=Home(Path(args.ca_dir).absolute(), system_account(CA_USER)),
-        server_home=Home(Path(args.state_dir).absolute(), system_account(SERVER_USER)),
+        ca_home=ca_home(args),
+        server_home=server_home(args),
+        if_missing=args.if_missing,
     )
     if args.json:
-        output.print_json(made)
+        output.print_json(made or {})
+    elif made is None:
+        print(f"{args.state_dir}: the server has its certificate already; nothing was made")
     else:
         output.print_facts(args, _facts(made))
         print(NEXT)
     return 0
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """A directory and the user it belongs to."""
-
-    directory: Path
-    account: Account
-
-    def run(self, job: Any, **request: Any) -> Any:
-        """Return the result of one of `vpnd.pki.jobs` in this directory, as its user."""
-        return run_as(self.account, job, {"directory": str(self.directory), **request})
-
-
-def initialise(
-    names: Sequence[str], key_type: KeyType, *, ca_home: Home, server_home: Home
-) -> dict[str, Any]:
-    """Make the authority and the server's keys and certificate; return what was made.
-
-    Either everything is there afterwards or nothing new is.  Raises VpnError, also when one of
-    the files exists.
-    """
-    ensure_directory(ca_home.directory, ca_home.account, widest=0o700)
-    ensure_directory(server_home.directory, server_home.account, widest=0o755)
-    for home, files in ((ca_home, ca.FILES), (server_home, server_files.FILES)):
-        _refuse_existing(home, files)
-    with ExitStack() as undo:
-        keys = server_home.run(jobs.make_server_keys, key_type=key_type)
-        undo.callback(server_home.run, jobs.remove_server_files)
-        signed = ca_home.run(
-            jobs.create_authority, key_type=key_type, request=keys["request"], names=list(names)
-        )
-        undo.callback(ca_home.run, jobs.remove_authority)
-        server_home.run(
-            jobs.install_server_certificates, certificate=signed["certificate"], ca=signed["ca"]
-        )
-        undo.pop_all()
-    leaf = x509.load_pem_x509_certificates(signed["certificate"].encode())[0]
-    following = parse_public_key(keys["next"].encode(), "server-next.pub")
-    return {
-        "names": list(names),
-        "not_after": int(leaf.not_valid_after_utc.timestamp()),
-        "pins": [certificate_pin(leaf), key_pin(following)],
-        "ca_dir": str(ca_home.directory),
-        "state_dir": str(server_home.directory),
-    }
-
-
-def _refuse_existing(home: Home, files: Sequence[str]) -> None:
-    found = home.run(jobs.existing, files=list(files))["files"]
-    if found:
-        raise ConfigError(
-            f"{home.directory}: {', '.join(found)} exist{'s' if len(found) == 1 else ''} already "
-            "and will not be overwritten; to begin anew, move what is there elsewhere"
-        )
-
-
-def _names(written: Sequence[str] | None) -> list[str]:
-    """Return checked host names; without any, this host's own."""
-    names = []
-    for name in written or _own_names():
-        try:
-            names.append(values.host(name))
-        except values.BadValue as exc:
-            raise ConfigError(f"--name: {exc}") from None
-    return list(dict.fromkeys(names))
-
-
-def _own_names() -> list[str]:
-    """Return what this host is reached by, best first: a name without dots is known to nobody."""
-    name = socket.gethostname()
-    ipv4 = _own_address(socket.AF_INET, "192.0.2.1")
-    address = ipv4 or _own_address(socket.AF_INET6, "2001:db8::1")
-    return [name, *address] if "." in name else [*address, name]
-
-
-def _own_address(family: socket.AddressFamily, somewhere: str) -> list[str]:
-    """Return the address of this host that the internet would see, if any; nothing is sent."""
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((somewhere, 9))
-            return [sock.getsockname()[0]]
-    except OSError:
-        return []
 
 
 def _facts(made: dict[str, Any]) -> list[tuple[str, str]]:
@@ -163,3 +117,123 @@ def _facts(made: dict[str, Any]) -> list[tuple[str, str]]:
         ("pin of the key in use", current),
         ("pin of the next key", following),
     ]
+
+
+# status
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Show everything; exit status 1 when something needs an operator."""
+    now = datetime.now(UTC)
+    shown = status_of(ca_home(args), server_home(args), now)
+    if args.json:
+        output.print_json(shown)
+    else:
+        output.print_table(args, HEADINGS, [_row(entry) for entry in shown["certificates"]])
+        facts = [("pin of the key in use", shown["pins"][0])]
+        facts += [("pin of the next key", pin) for pin in shown["pins"][1:]]
+        output.print_facts(args, facts)
+        _print_alerts(shown["alerts"])
+    return 1 if shown["alerts"] else 0
+
+
+def status_of(ca_home: Home, server_home: Home, now: datetime) -> dict[str, Any]:
+    """Return the certificates, the pins and what is wrong.  Raises VpnError."""
+    server = server_home.run(renewal_jobs.server_state)
+    if not server:
+        raise VpnError(
+            f"{server_home.directory}: there is no server.crt; make it with vpnctl pki init"
+        )
+    authority = ca_home.run(renewal_jobs.authority_state)
+    root, issuing, leaf = (
+        x509.load_pem_x509_certificates(pem.encode())[0]
+        for pem in (authority["root"], authority["issuing"], server["certificate"])
+    )
+    with_root = "its key is here" if authority["has_root_key"] else "its key is elsewhere"
+    return {
+        "certificates": [
+            _entry("root CA", issuing_life(root), with_root, renewed=False),
+            _entry("issuing CA", issuing_life(issuing), f"{authority['issued']} clients' made"),
+            _entry("server", server_life(leaf), ", ".join(server_names(leaf))),
+        ],
+        "pins": server["pins"],
+        "alerts": renewal_jobs.complaints(root, issuing, leaf, now),
+    }
+
+
+def _entry(what: str, life: Life, remark: str, *, renewed: bool = True) -> dict[str, Any]:
+    return {
+        "certificate": what,
+        "not_after": int(life.end.timestamp()),
+        "renewal": int(life.renewal.timestamp()) if renewed else None,
+        "remark": remark,
+    }
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    renewal = entry["renewal"]
+    return [
+        entry["certificate"],
+        output.day_text(entry["not_after"]),
+        "by hand" if renewal is None else output.day_text(renewal),
+        entry["remark"],
+    ]
+
+
+def _print_alerts(alerts: list[str]) -> None:
+    for line in alerts:
+        print(f"vpnctl: {output.clean(line)}", file=sys.stderr)
+
+
+# renew
+
+
+def _renew(args: argparse.Namespace) -> int:
+    """Renew; exit status 0 also where something waits: the alerts say so."""
+    renewed = renew(
+        ca_home(args),
+        server_home(args),
+        datetime.now(UTC),
+        force=args.force,
+        list_clients=running_server(args),
+        tell_server=_teller(args),
+    )
+    if args.json:
+        output.print_json(renewed)
+        return 0
+    for line in renewed.done or ["nothing is due"]:
+        print(output.clean(line))
+    _print_alerts([f"refused: {line}" for line in renewed.refused] + renewed.alerts)
+    return 0
+
+
+def _teller(args: argparse.Namespace) -> Callable[[], str]:
+    """Return what has the running server take its new certificate."""
+
+    def tell() -> str:
+        try:
+            call(args, lambda daemon: daemon.reload())
+        except DaemonAbsent:
+            return "the server does not run: it takes the certificate when it starts"
+        return "the server has taken it"
+
+    return tell
+
+
+# the revocation list
+
+
+def _crl(args: argparse.Namespace) -> int:
+    clients = [plain_client(c) for c in call(args, lambda daemon: daemon.list_clients())]
+    now = datetime.now(UTC)
+    made = ca_home(args).run(renewal_jobs.make_list, clients=clients, now=now.timestamp())
+    if args.output is None:
+        output.print_json(made) if args.json else sys.stdout.write(made["crl"])
+        return 0
+    try:
+        fd = os.open(args.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(fd, "w") as file:
+            file.write(made["crl"])
+    except OSError as exc:
+        raise VpnError(f"{args.output}: cannot be written ({exc.strerror})") from exc
+    return 0

@@ -2,10 +2,10 @@
 
 Its directory (0700, a user of its own) holds
 
-    root.key  root.crt  issuing.key  issuing.crt
+    root.key  root.crt  issuing.key  issuing.crt  issued.jsonl
 
 `root.key` is needed only for a new issuing CA and may be exported and removed.  Nothing here
-overwrites a file.  Callers run this as the CA's user: see `vpnd.pki.child`.
+overwrites a key.  Callers run this as the CA's user: see `vpnd.pki.child`.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from vpnd.errors import ConfigError
 from vpnd.pki import profiles
@@ -24,9 +25,17 @@ from vpnd.pki.certificates import (
     load_chain,
     self_sign,
     server_alternative_names,
+    subject_name,
 )
-from vpnd.pki.files import PRIVATE, PUBLIC, write_all_new
-from vpnd.pki.keys import KeyType, encode_key, generate, load_key, requested_key
+from vpnd.pki.files import PRIVATE, PUBLIC, replace, write_all_new
+from vpnd.pki.keys import (
+    KeyType,
+    PrivateKey,
+    encode_key,
+    generate,
+    load_key,
+    requested_key,
+)
 from vpnd.pki.names import identity_uri
 
 FILES = ("root.key", "root.crt", "issuing.key", "issuing.crt")
@@ -68,6 +77,14 @@ class Authority:
         leaf = issue(profile, client, key, names, issuer=self.issuer, now=now)
         return encode_chain([leaf, self.issuer.certificate])
 
+    def has_issued(self, certificate: x509.Certificate) -> bool:
+        """Return whether a certificate was signed by the issuing CA's key."""
+        try:
+            certificate.verify_directly_issued_by(self.issuer.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
 
 def create(directory: Path, key_type: KeyType, now: datetime) -> Authority:
     """Make a new authority and write its files, all or none.
@@ -105,3 +122,33 @@ def load(directory: Path) -> Authority:
             f"{directory}: issuing.key does not belong to issuing.crt; restore the right pair"
         )
     return Authority(root, Issuer(certificate, key))
+
+
+def renew_issuing(directory: Path, now: datetime) -> Authority:
+    """Give the issuing CA a certificate with a new life, of the same name and key.
+
+    What the earlier certificate has signed stays valid under either.  Raises ConfigError, also
+    where the root's key has been taken off this machine.
+    """
+    before = load(directory)
+    root = Issuer(before.root, _root_key(directory))
+    certificate = issue(
+        profiles.ISSUING,
+        subject_name(before.issuer.certificate),
+        before.issuer.key.public_key(),
+        (),
+        issuer=root,
+        now=now,
+    )
+    replace(directory / "issuing.crt", encode_chain([certificate]), PUBLIC)
+    return Authority(before.root, Issuer(certificate, before.issuer.key))
+
+
+def _root_key(directory: Path) -> PrivateKey:
+    path = directory / "root.key"
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: is not here, and the issuing CA cannot be renewed without it; bring it "
+            "back, run vpnctl pki renew, and take it away again"
+        )
+    return load_key(path)

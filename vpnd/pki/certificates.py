@@ -48,7 +48,7 @@ def issue(
     end = issuer.certificate.not_valid_after_utc
     if end <= now:
         raise ConfigError(
-            f"the certificate of {_common_name(issuer.certificate)!a} ended on {end:%Y-%m-%d}: "
+            f"the certificate of {subject_name(issuer.certificate)!a} ended on {end:%Y-%m-%d}: "
             "nothing can be signed with it; check the clock, or make a new authority"
         )
     builder = _builder(profile, common_name, key, names, now)
@@ -164,7 +164,8 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:MAX_COMMON_NAME])])
 
 
-def _common_name(certificate: x509.Certificate) -> str:
+def subject_name(certificate: x509.Certificate) -> str:
+    """Return the common name of a certificate's subject."""
     return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
 

@@ -3,10 +3,10 @@
     root: vpnctl ──fork──► pyvpn-ca: reads and writes the CA's files   ──JSON──►  vpnctl
                  ──fork──► pyvpn: makes and installs the server's keys ──JSON──►  vpnctl
 
-The child gives up every privilege before it touches a file, so root never follows a path
-inside a directory that belongs to somebody else.  It is a fork without exec because that user
-need not be able to read the program's own files.  The answer comes through a pipe as JSON;
-keys never do.
+The child gives up the network and every privilege before it touches a file, so root never
+follows a path inside a directory that belongs to somebody else.  It is a fork without exec
+because that user need not be able to read the program's own files.  The answer comes through
+a pipe as JSON; keys never do.
 """
 
 import ctypes
@@ -29,6 +29,7 @@ MAX_ANSWER = 256 * 1024  # bytes; a chain of RSA 4096 certificates has 6 KiB
 CA_USER = "pyvpn-ca"
 SERVER_USER = "pyvpn"
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 CRASHED = 70  # sysexits.h EX_SOFTWARE
 
 
@@ -105,6 +106,7 @@ def become(account: Account) -> None:
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise VpnError("the kernel does not let go of privileges (PR_SET_NO_NEW_PRIVS)")
     if os.geteuid() == 0 and account.uid != 0:
+        libc.unshare(CLONE_NEWNET)  # no network; in a unit's sandbox the unit sees to that
         os.setgroups([])
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)

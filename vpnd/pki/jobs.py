@@ -1,7 +1,7 @@
 """What the children of `vpnd.pki.child` do: plain values in, plain values out.
 
 Each takes the directory of the user it runs as and never looks at another one.  Certificates
-cross as PEM text.
+cross as PEM text, times as Unix seconds.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vpnd.pki import ca, server_files
+from cryptography import x509
+
+from vpnd.pki import ca, issued, server_files, unfinished
 
 
 def existing(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return which of the names in `files` are in `directory`."""
-    there = {path.name for path in Path(request["directory"]).iterdir()}
-    return {"files": [name for name in request["files"] if name in there]}
+    """Return which of the names in `files` are in `directory`, and whether it is marked."""
+    directory = Path(request["directory"])
+    there = {path.name for path in directory.iterdir()}
+    return {
+        "files": [name for name in request["files"] if name in there],
+        "is_marked": unfinished.is_marked(directory),
+    }
+
+
+def begin(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Mark a directory as unfinished."""
+    unfinished.begin(Path(request["directory"]), request["files"])
+    return {}
+
+
+def clean(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Remove `files` and the mark."""
+    unfinished.clean(Path(request["directory"]), request["files"])
+    return {}
+
+
+def end(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Take the mark away."""
+    unfinished.end(Path(request["directory"]))
+    return {}
 
 
 def make_server_keys(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -33,39 +57,34 @@ def install_server_certificates(request: Mapping[str, Any]) -> Mapping[str, Any]
     return {}
 
 
-def remove_server_files(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As the server's user: undo `make_server_keys`."""
-    server_files.remove(Path(request["directory"]))
-    return {}
-
-
 def create_authority(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As the CA's user: make the authority and sign the server's first certificate."""
-    now = datetime.now(UTC)
-    authority = ca.create(Path(request["directory"]), request["key_type"], now)
-    try:
-        certificate = authority.sign_server(request["request"].encode(), request["names"], now)
-    except BaseException:
-        remove_authority(request)
-        raise
-    return {"certificate": certificate.decode(), "ca": authority.ca_pem.decode()}
-
-
-def remove_authority(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As the CA's user: undo `create_authority`."""
-    for name in ca.FILES:
-        (Path(request["directory"]) / name).unlink(missing_ok=True)
+    """As the CA's user: make the authority."""
+    ca.create(Path(request["directory"]), request["key_type"], now_of(request))
     return {}
+
+
+def sign_server(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As the CA's user: sign the server's certificate."""
+    authority = ca.load(Path(request["directory"]))
+    asked = request["request"].encode()
+    certificate = authority.sign_server(asked, request["names"], now_of(request))
+    return {"certificate": certificate.decode(), "ca": authority.ca_pem.decode()}
 
 
 def sign_client(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As the CA's user: sign a client's certificate."""
-    authority = ca.load(Path(request["directory"]))
-    certificate = authority.sign_client(
-        request["request"].encode(),
-        request["user"],
-        request["client"],
-        datetime.now(UTC),
-        foreign=request["foreign"],
-    )
+    """As the CA's user: sign a client's certificate, and write down that it exists."""
+    directory, now = Path(request["directory"]), now_of(request)
+    user, client = request["user"], request["client"]
+    with issued.locked(directory):
+        authority = ca.load(directory)
+        certificate = authority.sign_client(
+            request["request"].encode(), user, client, now, foreign=request["foreign"]
+        )
+        leaf = x509.load_pem_x509_certificates(certificate)[0]
+        issued.record(directory, leaf, user, client, now)
     return {"certificate": certificate.decode(), "ca": authority.ca_pem.decode()}
+
+
+def now_of(request: Mapping[str, Any]) -> datetime:
+    """Return the time that the parent names, or this host's."""
+    return datetime.fromtimestamp(request["now"], UTC) if "now" in request else datetime.now(UTC)

@@ -102,13 +102,14 @@ def request(key: PrivateKey) -> bytes:
     return builder.sign(key, signature_hash(key)).public_bytes(Encoding.PEM)
 
 
-def requested_key(pem: bytes) -> PublicKey:
-    """Return the key of a certificate request whose maker has proved to possess it.
+def requested_key(data: bytes) -> PublicKey:
+    """Return the key of a certificate request, PEM or DER, whose maker has proved to possess it.
 
     Only the key is taken: names come from whoever decides on them.  Raises ConfigError.
     """
+    is_pem = data.startswith(b"-----BEGIN")
     try:
-        found = x509.load_pem_x509_csr(pem)
+        found = x509.load_pem_x509_csr(data) if is_pem else x509.load_der_x509_csr(data)
         if not found.is_signature_valid:
             raise ConfigError("the certificate request does not prove possession of its key")
         key = found.public_key()

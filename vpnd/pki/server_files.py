@@ -7,7 +7,7 @@ ca.crt           root and issuing CA, to check clients against
 
 from pathlib import Path
 
-from vpnd.pki.files import PRIVATE, PUBLIC, write_all_new
+from vpnd.pki.files import PRIVATE, PUBLIC, replace, write_all_new
 from vpnd.pki.keys import KeyType, encode_key, encode_public_key, generate, request
 
 KEY_FILES = ("server.key", "server-next.key", "server-next.pub")
@@ -36,7 +36,17 @@ def install_certificates(directory: Path, chain: bytes, ca: bytes) -> None:
 
     Raises FileExistsError where there is one of them already.
     """
-    write_all_new({directory / "server.crt": (chain, PUBLIC), directory / "ca.crt": (ca, PUBLIC)})
+    write_all_new({directory / "ca.crt": (ca, PUBLIC), directory / "server.crt": (chain, PUBLIC)})
+
+
+def replace_certificates(directory: Path, chain: bytes, ca: bytes) -> None:
+    """Put a renewed certificate, and those of the CA, in the place of the old ones.
+
+    Each file changes in one step, and either order of old and new ones fits together: the
+    key stays, and so do the CA's names and keys.
+    """
+    replace(directory / "ca.crt", ca, PUBLIC)
+    replace(directory / "server.crt", chain, PUBLIC)
 
 
 def remove(directory: Path) -> None:

@@ -1,0 +1,104 @@
+"""The certificate revocation list (RFC 5280 section 5), for programs that are not ours.
+
+vpnd never reads it: the store is the authority, at every login and every CONNECT.  A list that
+is late is therefore no reason to refuse anybody here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from vpnd.pki.certificates import Issuer
+from vpnd.pki.issued import Issued
+from vpnd.pki.keys import signature_hash
+
+LIFETIME = timedelta(days=30)  # it is made anew every day
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClient:
+    """A client as the store knows it; times in Unix seconds."""
+
+    user: str
+    name: str
+    serial: str
+    not_after: int
+    foreign: bool
+    revoked_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """One entry of the list."""
+
+    serial: str
+    at: int
+    is_superseded: bool = False
+
+
+def revoked(
+    issued: Sequence[Issued], clients: Sequence[KnownClient], now: datetime
+) -> list[Revoked]:
+    """Return all certificates that have not ended and that the store does not take.
+
+    A certificate that is younger than the one in the store is not revoked: its client has not
+    used it yet.
+    """
+    at = int(now.timestamp())
+    known = {(client.user, client.name): client for client in clients}
+    found = {c.serial: Revoked(c.serial, c.revoked_at) for c in clients if c.revoked_at}
+    in_use = {client.serial for client in clients if client.revoked_at is None}
+    passed: set[tuple[str, str]] = set()  # clients whose certificate in use comes later
+    for entry in reversed(issued):
+        client = known.get((entry.user, entry.client))
+        is_younger = (entry.user, entry.client) not in passed
+        if entry.serial in in_use:
+            passed.add((entry.user, entry.client))
+        elif client is None or client.revoked_at is not None:
+            revoked_at = client.revoked_at if client and client.revoked_at else at
+            found.setdefault(entry.serial, Revoked(entry.serial, revoked_at))
+        elif not is_younger:
+            found.setdefault(entry.serial, Revoked(entry.serial, at, is_superseded=True))
+    ended = {entry.serial for entry in issued if entry.not_after <= at}
+    ended |= {client.serial for client in clients if client.not_after <= at}
+    return [entry for serial, entry in sorted(found.items()) if serial not in ended]
+
+
+def sign_list(issuer: Issuer, entries: Sequence[Revoked], now: datetime) -> bytes:
+    """Return the list in PEM."""
+    key_id = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(now)
+        .next_update(now + LIFETIME)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_id.value),
+            critical=False,
+        )
+        .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+    )
+    for entry in entries:
+        builder = builder.add_revoked_certificate(_entry(entry))
+    return builder.sign(issuer.key, signature_hash(issuer.key)).public_bytes(Encoding.PEM)
+
+
+def _entry(entry: Revoked) -> x509.RevokedCertificate:
+    builder = (
+        x509.RevokedCertificateBuilder()
+        .serial_number(int(entry.serial, 16))
+        .revocation_date(datetime.fromtimestamp(entry.at, UTC))
+    )
+    if entry.is_superseded:
+        builder = builder.add_extension(
+            x509.CRLReason(x509.ReasonFlags.superseded), critical=False
+        )
+    return builder.build()
+
+
+def known_clients(values: Sequence[Mapping[str, object]]) -> list[KnownClient]:
+    """Return clients from the plain values that cross to the authority's process."""
+    return [KnownClient(**value) for value in values]  # type: ignore[arg-type]  # our own parent made them
