@@ -29,6 +29,7 @@ from vpnd.worker.worker import Worker
 
 WAIT = 5.0  # seconds; a test that needs them has failed
 COOKIE = "C" * 43
+LABEL = b"EXPORTER-openconnect-psk"
 GRANTED = OpenReply(
     tunnel=7,
     session="s7",

@@ -12,7 +12,7 @@ import pytest
 from tests.dataplane.wiring import INTERNET4, PLAIN, tcp
 from tests.protocol.authority import BEFORE, TestSite
 from tests.protocol.psk_client import PskClient
-from tests.worker.site import COOKIE, GRANTED, WAIT, Bench, connect_request, running
+from tests.worker.site import COOKIE, GRANTED, LABEL, WAIT, Bench, connect_request, running
 from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
 from vpnd.worker.messages import (
@@ -27,7 +27,6 @@ from vpnd.worker.messages import (
 )
 from vpnd.worker.streams import HANDSHAKE_TIMEOUT, MAX_BACKLOG, ClientConnection
 
-LABEL = b"EXPORTER-openconnect-psk"
 LOGIN = b"POST / HTTP/1.1\r\nHost: vpn\r\nContent-Length: 0\r\n\r\n"
 Scene = Callable[[Bench], Awaitable[None]]
 
