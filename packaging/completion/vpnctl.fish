@@ -33,7 +33,7 @@ end
 
 function __vpnctl_is_command --argument-names words
     switch $words
-        case 'status' 'up' 'down' 'user' 'user add' 'user passwd' 'user list' 'client' 'client add' 'client list' 'client revoke' 'rotate-keys' 'config' 'config check' 'config show' 'reload' 'pki' 'pki init'
+        case 'status' 'up' 'down' 'user' 'user add' 'user passwd' 'user list' 'client' 'client add' 'client list' 'client revoke' 'rotate-keys' 'config' 'config check' 'config show' 'reload' 'pki' 'pki init' 'pki status' 'pki renew' 'pki crl'
             return 0
     end
     return 1
@@ -55,7 +55,9 @@ function __vpnctl_takes --argument-names words # COMMAND OPTION
             return 0
         case 'config check --policy'
             return 0
-        case 'pki init --name' 'pki init --key-type'
+        case 'pki init --name' 'pki init --key-type' 'pki init --config'
+            return 0
+        case 'pki crl --output'
             return 0
     end
     return 1
@@ -76,7 +78,7 @@ complete -c vpnctl -n '__vpnctl_at ""' -a client -d 'Add, list and revoke client
 complete -c vpnctl -n '__vpnctl_at ""' -a rotate-keys -d 'Change the keys of sessions now'
 complete -c vpnctl -n '__vpnctl_at ""' -a config -d 'Check a configuration file, or show what is in force'
 complete -c vpnctl -n '__vpnctl_at ""' -a reload -d 'Have the server read its configuration, keys and certificates anew; no session ends'
-complete -c vpnctl -n '__vpnctl_at ""' -a pki -d 'Make the certificate authority and the server\'s keys'
+complete -c vpnctl -n '__vpnctl_at ""' -a pki -d 'Make, renew and show the certificate authority and the server\'s keys'
 complete -c vpnctl -n '__vpnctl_at ""' -l version -d 'show the version and exit'
 complete -c vpnctl -n '__vpnctl_at "status" 0' -x -a '(__vpnctl_names running)'
 complete -c vpnctl -n '__vpnctl_at "up"' -l foreground -d 'stay, and write the log here; Ctrl-C ends it'
@@ -117,5 +119,12 @@ complete -c vpnctl -n '__vpnctl_at "config check"' -l policy -r -F -d 'the root 
 complete -c vpnctl -n '__vpnctl_at "config check" 0' -r -F
 complete -c vpnctl -n '__vpnctl_at "config show" 0' -r -F
 complete -c vpnctl -n '__vpnctl_at "pki"' -a init -d 'Make both; what is there already is never overwritten'
-complete -c vpnctl -n '__vpnctl_at "pki init"' -l name -x -d 'host name or address of the server, the one for profiles first (may be repeated; default: this host\'s full name, its address towards the internet)'
+complete -c vpnctl -n '__vpnctl_at "pki"' -a status -d 'Show the certificates, their ends, and the pins'
+complete -c vpnctl -n '__vpnctl_at "pki"' -a renew -d 'Renew what is due, answer clients\' requests, write the revocation list'
+complete -c vpnctl -n '__vpnctl_at "pki"' -a crl -d 'Print the revocation list, for programs of others'
+complete -c vpnctl -n '__vpnctl_at "pki init"' -l name -x -d 'host name or address of the server, the one for profiles first (may be repeated; default: [server] name in server.toml, else this host\'s full name and address)'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l key-type -x -a 'p256 p384 rsa3072 rsa4096' -d 'kind of all keys that are made (default: p256)'
+complete -c vpnctl -n '__vpnctl_at "pki init"' -l if-missing -d 'do nothing where the server has its certificate'
+complete -c vpnctl -n '__vpnctl_at "pki init"' -l config -r -F -d 'server.toml with the name; default: /etc/pyvpn/server.toml'
+complete -c vpnctl -n '__vpnctl_at "pki renew"' -l force -d 'renew the server\'s certificate although it is not due'
+complete -c vpnctl -n '__vpnctl_at "pki crl"' -l output -r -F -d 'write it there instead'

@@ -29,7 +29,7 @@ from vpnd.pki.certificates import load_chain, serial_text
 from vpnd.pki.keys import PrivateKey
 from vpnd.pki.pins import certificate_pin
 
-START = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+START = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
 
 
