@@ -115,7 +115,7 @@ complete -c vpnctl -n '__vpnctl_at "rotate-keys"' -l all -d 'all sessions (the d
 complete -c vpnctl -n '__vpnctl_at "rotate-keys"' -l client -x -a '(__vpnctl_names running)' -d 'the session of a client on this machine'
 complete -c vpnctl -n '__vpnctl_at "config"' -a check -d 'Say whether a server\'s configuration, or a client\'s profile, can be used'
 complete -c vpnctl -n '__vpnctl_at "config"' -a show -d 'Show every value, where it is from, and where the running server differs'
-complete -c vpnctl -n '__vpnctl_at "config check"' -l policy -r -F -d 'the root helper\'s policy; default: /etc/pyvpn/helper.toml'
+complete -c vpnctl -n '__vpnctl_at "config check"' -l policy -r -F -d 'the root helper\'s policy (default: /etc/pyvpn/helper.toml)'
 complete -c vpnctl -n '__vpnctl_at "config check" 0' -r -F
 complete -c vpnctl -n '__vpnctl_at "config show" 0' -r -F
 complete -c vpnctl -n '__vpnctl_at "pki"' -a init -d 'Make both; what is there already is never overwritten'

@@ -4,6 +4,7 @@
     @OPTIONS PROGRAM       the options of the program itself
     @COMMANDS PROGRAM      a subsection for each command
     @TABLES FILE           a subsection for each table of a configuration file
+    @FIELDS                the fields of log lines
     @POLICY                what holds where there is no helper.toml
     @ABOUT PROGRAM COMMAND ... @END      lines for the subsection of that command
 
@@ -21,7 +22,7 @@ from generate import commands, keys, roff
 from generate.commands import Command
 from generate.keys import Table
 from helper import policy
-from vpnd import __version__
+from vpnd import __version__, log
 from vpnd.config import load, load_profile
 from vpnd.config.live import EFFECTS
 from vpnd.config.model import ServerConfig
@@ -74,6 +75,8 @@ def page(template: Path) -> str:
         shown += _replaced(line, about) if line.startswith("@") else [line]
         if line.startswith(".TH"):
             shown += SETTING
+        if line == ".EE":  # after which groff hyphenates again
+            shown.append(SETTING[1])
     if about:
         raise BadTemplate(f"{template.name}: @ABOUT {next(iter(about))}: no such command")
     return "\n".join(shown).replace("@VERSION@", __version__) + "\n"
@@ -111,6 +114,8 @@ def _replaced(line: str, about: dict[str, list[str]]) -> Iterator[str]:
         case "@TABLES":
             for table in tables()[name]:
                 yield from roff.table(table)
+        case "@FIELDS":
+            yield ",\n".join(f"PYVPN_{name.upper()}" for name in sorted(log.FIELDS)) + "."
         case "@POLICY":
             yield from (".EX", *map(roff.literal, _policy(policy.BUILT_IN)), ".EE")
         case _:

@@ -194,7 +194,7 @@ def examples(path: Path) -> Iterator[str]:
     text = path.read_text().replace(r"\-", "-").replace(r"\(aq", "'")
     for block in re.findall(INDENTED if path.suffix == ".md" else EXAMPLE, text):
         for line in block.splitlines():
-            if typed := re.search(r"^(?:.*[|] )?(?:\./run\.sh |sudo )*(vpnctl( [^|─]*)?)", line):
+            if typed := re.search(r"^(?:.*[|] )?(?:\./run\.sh |sudo )*(vpnctl( [^|&─]*)?)", line):
                 yield typed[1]
 
 
@@ -226,6 +226,20 @@ def test_the_pages_hold_what_they_are_for(page: str, words: list[str]) -> None:
     """A sample of each kind, in case the generator finds nothing and is content."""
     text = text_of(MAN / page)
     assert [word for word in words if word not in text] == []
+
+
+def test_the_events_that_are_explained_exist() -> None:
+    """Somebody searches the page for what the log says, word for word."""
+    page = (MAN / "vpnd.8").read_text()
+    section = page.partition(".SS Events")[2].partition(".SH")[0]
+    heads = re.findall(r"^\.TP\n\.(BR?) (.*)$", section, re.MULTILINE)
+    told = [
+        word for macro, line in heads for word in (shlex.split(line) if macro == "BR" else [line])
+    ]
+    source = "".join(path.read_text() for path in (ROOT / "vpnd").rglob("*.py"))
+    events = [event for event in told if event.strip(", ")]
+    assert len(events) > 5
+    assert [event for event in events if f'"{event}"' not in source] == []
 
 
 def test_help_of_every_command_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ POLICY_FILE = Path("/etc/pyvpn/helper.toml")
 CLIENT_USER = "pyvpn-client"
 SOME_ULA = "fd00::/8"  # where a network.ipv6 of "auto" lies, RFC 4193 section 3
 HEADINGS = ("KEY", "VALUE", "FROM", "RUNNING")
-FILE_HELP = "default: %(default)s"
+FILE_HELP = "the file (default: %(default)s)"
 Demand = tuple[str, Request]
 """A key of the configuration, and what the helper will be asked for because of it."""
 
@@ -46,7 +46,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     check.add_argument("file", metavar="FILE", nargs="?", type=Path, default=SERVER_FILE,
                        help=FILE_HELP)  # fmt: skip
     check.add_argument("--policy", metavar="FILE", type=Path, default=POLICY_FILE,
-                       help="the root helper's policy; " + FILE_HELP)  # fmt: skip
+                       help="the root helper's policy (default: %(default)s)")  # fmt: skip
     check.set_defaults(run_action=_check)
     show = actions.add_parser(
         "show", help="show every value, where it is from, and where the running server differs"
