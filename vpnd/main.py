@@ -73,6 +73,9 @@ def _client_options(options: argparse.ArgumentParser) -> None:
         help="name of the TUN interface, pyvpn10 to pyvpn999 (default: as the profile says)",
     )
     options.add_argument("--user", metavar="NAME", help="log in as this user")
+    options.add_argument(
+        "--group", metavar="NAME", help="log in to this group, where the server offers several"
+    )
     url = options.add_argument_group("with a URL")
     url.add_argument(
         "--pin",

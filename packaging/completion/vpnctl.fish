@@ -43,7 +43,7 @@ function __vpnctl_takes --argument-names words # COMMAND OPTION
     switch $words
         case '* --run-dir' '* --state-dir' '* --ca-dir'
             return 0
-        case 'up --user' 'up --script' 'up --helper-socket' 'up --log-dir' 'up --pin' 'up --password-fd' 'up --otp-fd'
+        case 'up --user' 'up --group' 'up --script' 'up --helper-socket' 'up --log-dir' 'up --pin' 'up --password-fd' 'up --otp-fd'
             return 0
         case 'user add --group'
             return 0
@@ -83,6 +83,7 @@ complete -c vpnctl -n '__vpnctl_at ""' -l version -d 'show the version and exit'
 complete -c vpnctl -n '__vpnctl_at "status" 0' -x -a '(__vpnctl_names running)'
 complete -c vpnctl -n '__vpnctl_at "up"' -l foreground -d 'stay, and write the log here; Ctrl-C ends it'
 complete -c vpnctl -n '__vpnctl_at "up"' -l user -x -d 'log in as this user'
+complete -c vpnctl -n '__vpnctl_at "up"' -l group -x -d 'log in to this group, where the server offers several'
 complete -c vpnctl -n '__vpnctl_at "up"' -l script -r -F -d 'a vpnc-script that sets up addresses and routes instead of the helper'
 complete -c vpnctl -n '__vpnctl_at "up"' -l helper-socket -r -F -d 'the socket of the privileged helper (default: as the profile says)'
 complete -c vpnctl -n '__vpnctl_at "up"' -l log-dir -x -a '(__fish_complete_directories)' -d 'where the log is written, in client-NAME.log (default: /var/log/pyvpn)'

@@ -20,6 +20,21 @@ PASSWORD = FormInput("password", "password", "Password:")
 CODE = FormInput("password", "password", "One-time code:")
 
 
+GROUP = FormInput("group_list", "choice", "GROUP:", {"staff": "Our staff", "guests": "For guests"})
+
+
+class Typist:
+    """A person who types one line after the other, and remembers the labels seen."""
+
+    def __init__(self, *lines: str) -> None:
+        self.asked: list[tuple[str, list[str]]] = []
+        self._lines = list(lines)
+
+    async def ask(self, message: str, fields: Sequence[FormInput]) -> Mapping[str, str] | None:
+        self.asked.append((message, [field.label for field in fields]))
+        return {field.name: self._lines.pop(0) for field in fields}
+
+
 class Somebody:
     """A person who answers each field with the same word and remembers being asked."""
 
@@ -51,6 +66,45 @@ def test_a_person_is_asked_for_the_rest_only() -> None:
     reply = answered(Answers("alice", person), USERNAME, PASSWORD)
     assert reply.values == {"username": "alice", "password": "typed"}
     assert person.asked == [("Please log in", ["password"])]
+
+
+def test_a_group_is_the_profiles(caplog: pytest.LogCaptureFixture) -> None:
+    """By its value or its label; and no other is taken for it."""
+    caplog.set_level("INFO")
+    person = Somebody("2")
+    for written in ("guests", "For GUESTS"):
+        assert answered(Answers("", person, group=written), GROUP).values == {
+            "group_list": "guests"
+        }
+    assert "group chosen: name=guests" in caplog.text
+    reply = answered(Answers("", person, group="admins"), GROUP)
+    assert reply.cancelled
+    assert reply.reason == "the server has no group 'admins'; it offers staff, guests"
+    assert person.asked == []
+
+
+def test_a_person_chooses_the_group_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Of what is shown; what is not offered is asked again, and nothing is the first."""
+    caplog.set_level("INFO")
+    person = Typist("nothing", "For guests")
+    answers = Answers("", person)
+    for _ in range(2):
+        assert answered(answers, GROUP).values == {"group_list": "guests"}
+    assert person.asked == [
+        ("Please log in", ["GROUP (Our staff, For guests)"]),
+        ("Choose one of those that are offered.", ["GROUP (Our staff, For guests)"]),
+    ]
+    assert caplog.text.count("group chosen") == 1
+    assert answered(Answers("", Typist("")), GROUP).values == {"group_list": "staff"}
+
+
+def test_where_nobody_is_there_the_servers_choice_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not taken without a word."""
+    caplog.set_level("INFO")
+    assert answered(Answers("", None), GROUP).values == {"group_list": "staff"}
+    assert 'group chosen: name=staff reason="the server\'s own choice"' in caplog.text
 
 
 def test_a_refused_password_is_not_sent_again() -> None:

@@ -102,19 +102,19 @@ class Ocserv:
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return certificate.public_bytes(Encoding.PEM).decode(), private.decode()
 
-    def add_user(self, name: str, password: str) -> None:
+    def add_user(self, name: str, password: str, *, groups: str = "") -> None:
         """Add a user who logs in by password."""
-        ocpasswd = str(PEERS / "bin/ocpasswd")
-        self.namespace.run(
-            ocpasswd, "-c", f"{self.folder}/passwd", name, stdin=f"{password}\n{password}\n"
-        )
+        argv = [str(PEERS / "bin/ocpasswd"), "-c", f"{self.folder}/passwd"]
+        argv += ["-g", groups] if groups else []
+        self.namespace.run(*argv, name, stdin=f"{password}\n{password}\n")
 
-    def start(self, **overriding: str) -> None:
-        """Start it and wait until it listens; options with `_` for `-`."""
+    def start(self, **overriding: str | tuple[str, ...]) -> None:
+        """Start it and wait until it listens; options with `_` for `-`, some several times."""
         changed = {key.replace("_", "-"): value for key, value in overriding.items()}
         lines = [
             f"{key} = {_quoted(value.format(folder=self.folder))}"
-            for key, value in (STOCK | changed).items()
+            for key, written in (STOCK | changed).items()
+            for value in ((written,) if isinstance(written, str) else written)
         ]
         (self.folder / "ocserv.conf").write_text("\n".join(lines) + "\n")
         self._run()

@@ -219,6 +219,50 @@ def test_after_a_wrong_password_a_login_in_two_forms_begins_again_elsewhere() ->
     assert only(second.receive(SUCCESS)) == LoggedIn(COOKIE)
 
 
+def test_a_refusal_of_an_answer_is_a_question_too() -> None:
+    """ocserv ends the login at a wrong one-time code: it is repeated with another."""
+    first = starting()
+    first.receive(answer(ASK_USER))
+    first.answer({"username": "alice"})
+    first.receive(answer(ASK_PASSWORD))
+    first.answer({"password": "wrong"})
+    event = asked(first.receive(answer(b"", status="401 Authentication failed")))
+    assert "Authentication failed" in event.error
+    assert (event.message, names(event)) == ("", ["password"])
+    second = ClientChannel(HOST, PORT)
+    first.answer({"password": "right"})
+    second.resume(first)
+    assert b'type="init"' in second.data_to_send()
+    assert second.receive(answer(ASK_USER)) == []
+    assert b"<username>alice</username>" in second.data_to_send()
+    assert second.receive(answer(ASK_PASSWORD)) == []
+    assert b"<password>right</password>" in second.data_to_send()
+    assert only(second.receive(SUCCESS)) == LoggedIn(COOKIE)
+
+
+def test_a_group_is_chosen_and_goes_with_the_name_when_a_login_is_repeated() -> None:
+    """A choice of one is none, and what was chosen is not asked again."""
+    groups = "".join(f"<option value='{g}'>The {g}</option>" for g in ("staff", "guests"))
+    select = f'<select name="group_list" label="GROUP:">{groups}</select>'
+    only_one = '<select name="realm" label="Realm:"><option value="a">A</option></select>'
+    ask = ASK_USER.replace(b"</form>", f"{select}{only_one}</form>".encode())
+    first = starting()
+    event = asked(first.receive(answer(ask)))
+    assert [choice.name for choice in event.choices] == ["group_list"]
+    assert event.choices[0].options == (("staff", "The staff"), ("guests", "The guests"))
+    first.answer({"username": "alice", "group_list": "guests"})
+    assert b"<group-select>guests</group-select>" in first.data_to_send()
+    first.receive(answer(ASK_PASSWORD))
+    first.answer({"password": "wrong"})
+    first.receive(answer(ASK_AGAIN))
+    first.answer({"password": "right"})
+    second = ClientChannel(HOST, PORT)
+    second.resume(first)
+    second.data_to_send()
+    assert second.receive(answer(ask)) == []
+    assert b"<group-select>guests</group-select>" in second.data_to_send()
+
+
 def test_the_answer_may_also_be_given_before_the_connection_is_there() -> None:
     """It waits, and so does nothing else."""
     first = starting()

@@ -42,6 +42,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--user", metavar="NAME", help="log in as this user")
     parser.add_argument(
+        "--group", metavar="NAME", help="log in to this group, where the server offers several"
+    )
+    parser.add_argument(
         "--script",
         type=Path,
         metavar="FILE",
@@ -114,7 +117,7 @@ def _opened(path: Path) -> int:
 
 
 def _options(args: argparse.Namespace) -> Iterator[str]:
-    for name in ("user", "script", "helper_socket", "password_fd", "otp_fd"):
+    for name in ("user", "group", "script", "helper_socket", "password_fd", "otp_fd"):
         value = getattr(args, name)
         if value is not None:
             absolute = value.absolute() if isinstance(value, Path) else value

@@ -15,12 +15,14 @@ from typing import Protocol
 
 from vpnd import log
 from vpnd.errors import AuthError, ConfigError
+from vpnd.wire.auth_client import GROUP_LIST
 from vpnd.worker.messages import FormInput, Prompt, PromptReply
 
 MAX_SECRETS = 4096  # bytes read from a descriptor
 MAX_ANSWER = 1024  # bytes of one answer
 MAX_INPUTS = 16  # fields of one form that a person is asked for
 PROMPT_TIMEOUT_S = 240.0  # for a whole form: servers keep a login open so long
+CHOICE = "choice"  # type of a field with options
 HIDDEN = "password"  # type of a field that must not be seen
 ONE_TIME = re.compile(r"\b(otp|totp|one.?time|code|token|challenge|secondary)", re.IGNORECASE)
 TERMINAL = "/dev/tty"
@@ -67,12 +69,15 @@ class Answers:
         user: str,
         person: Person | None,
         *,
+        group: str = "",
         passwords: Sequence[str] = (),
         codes: Sequence[str] = (),
     ) -> None:
         """Take the user's name and what was read from descriptors, in the order of use."""
         self._user = user
         self._person = person
+        self._group = group
+        self._chosen: dict[str, str] = {}  # by field, for the next form that offers it
         self._passwords = list(passwords)
         self._codes = list(codes)
         self._given: set[str] = set()  # kinds of secret sent in this login
@@ -97,7 +102,10 @@ class Answers:
         values: dict[str, str] = {}
         asked: list[FormInput] = []
         for field in prompt.inputs[:MAX_INPUTS]:
-            known = self._known(field, prompt)
+            try:
+                known = self._known(field, prompt)
+            except AuthError as exc:
+                return PromptReply(values={}, cancelled=True, reason=str(exc))
             if known is None:
                 asked.append(field)
             else:
@@ -105,11 +113,17 @@ class Answers:
         if asked:
             told = await self._ask_person(prompt, asked)
             if told is None:
-                return PromptReply(values={}, cancelled=True)
+                reason = f"login refused: {prompt.error}" if prompt.error else ""
+                return PromptReply(values={}, cancelled=True, reason=reason)
             values |= told
+        for field in prompt.inputs:
+            if field.type == CHOICE:
+                self._choose(field, values[field.name])
         return PromptReply(values=values, cancelled=False)
 
     def _known(self, field: FormInput, prompt: Prompt) -> str | None:
+        if field.type == CHOICE:
+            return self._known_choice(field)
         if field.type != HIDDEN:
             return self._user or None if field.name == "username" else None
         kind, lines = "password", self._passwords
@@ -121,6 +135,30 @@ class Answers:
         self._given.add(kind)
         self._last.add(kind)
         return lines[0]
+
+    def _known_choice(self, field: FormInput) -> str | None:
+        """Return what the profile or an earlier answer says, or None: ask the person.
+
+        Where nobody can be asked, the server's own choice.  Raises AuthError when the profile's
+        group is not among them.
+        """
+        if field.name == GROUP_LIST and self._group:
+            found = _option(field, self._group)
+            if found is None:
+                offered = ", ".join(field.options)
+                raise AuthError(f"the server has no group {self._group!r}; it offers {offered}")
+            return found
+        chosen = self._chosen.get(field.name)
+        if chosen in field.options:
+            return chosen
+        return None if self._person is not None else next(iter(field.options))
+
+    def _choose(self, field: FormInput, value: str) -> None:
+        """Log what was chosen, once, and keep it for the next form."""
+        if self._chosen.get(field.name) != value:
+            self._chosen[field.name] = value
+            reason = "" if self._group or self._person else "the server's own choice"
+            log.event("group chosen", name=value, reason=reason)
 
     def _forget_refused(self) -> None:
         """What was sent last was wrong: go on to the next lines of the descriptors."""
@@ -142,12 +180,50 @@ class Answers:
         message = "\n".join(filter(None, (prompt.error, prompt.message)))
         try:
             async with asyncio.timeout(PROMPT_TIMEOUT_S):
-                return await self._person.ask(message, asked)
+                return await _ask(self._person, message, asked)
         except TimeoutError:
             log.error("nobody answered the login", count=int(PROMPT_TIMEOUT_S))
         except (OSError, AuthError) as exc:
             log.error("nobody can be asked for the login", error=str(exc))
         return None
+
+
+async def _ask(
+    person: Person, message: str, fields: Sequence[FormInput]
+) -> Mapping[str, str] | None:
+    """Ask for each field, and again for a choice that was not offered."""
+    answers: dict[str, str] = {}
+    while fields:
+        told = await person.ask(message, [_as_question(field) for field in fields])
+        if told is None:
+            return None
+        answers |= told
+        wrong = []
+        for field in fields:
+            if field.type == CHOICE:
+                chosen = _option(field, answers.get(field.name, ""))
+                answers[field.name] = chosen or ""
+                wrong += [] if chosen else [field]
+        fields, message = wrong, "Choose one of those that are offered."
+    return answers
+
+
+def _as_question(field: FormInput) -> FormInput:
+    """Return a choice as a line of text that names what there is."""
+    if field.type != CHOICE:
+        return field
+    label = field.label.rstrip(": ")
+    offered = ", ".join(dict.fromkeys(field.options.values()))
+    return FormInput(field.name, "text", f"{label} ({offered})")
+
+
+def _option(field: FormInput, written: str) -> str | None:
+    """Return the value of the option with that value or label; of the first for nothing."""
+    wanted = written.strip().casefold()
+    for value, label in field.options.items():
+        if wanted in ("", value.casefold(), label.casefold()):
+            return value
+    return None
 
 
 def printable(text: str) -> str:

@@ -40,7 +40,11 @@ def _start(options: argparse.Namespace, relay: Relay | None) -> int:
     passwords = read_secrets(options.password_fd) if options.password_fd is not None else []
     codes = read_secrets(options.otp_fd) if options.otp_fd is not None else []
     answers = Answers(
-        config.client.user, relay or Terminal.open(), passwords=passwords, codes=codes
+        config.client.user,
+        relay or Terminal.open(),
+        group=config.client.group,
+        passwords=passwords,
+        codes=codes,
     )
     run_dir = options.run_dir or Path(RUN_DIR.format(config.client.name))
     return asyncio.run(master.run(config, run_dir, answers, relay))
@@ -95,8 +99,10 @@ def _pem(path: Path) -> str:
 
 def _overruled(config: ClientConfig, options: argparse.Namespace) -> ClientConfig:
     try:
-        if options.user is not None:
-            config = replace(config, client=replace(config.client, user=values.text(options.user)))
+        for name in ("user", "group"):
+            if getattr(options, name) is not None:
+                who = {name: values.text(getattr(options, name))}
+                config = replace(config, client=replace(config.client, **who))
         if options.interface is not None:
             network = replace(config.network, interface=interface(options.interface))
             config = replace(config, network=network)

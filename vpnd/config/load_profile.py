@@ -123,7 +123,7 @@ def include(value: object) -> Any:
 
 
 READERS: Mapping[str, Mapping[str, values.Reader[Any]]] = {
-    "client": {"user": values.text, "name": name, "path": url_path},
+    "client": {"user": values.text, "group": values.text, "name": name, "path": url_path},
     "tls": {
         "ca": ca,
         "certificate": pem,
@@ -181,7 +181,7 @@ def profile_of_url(
     try:
         (host, port), path = _parts(url)
         checked = tuple(dict.fromkeys(map(pin, pins)))
-        client = ClientOptions(values.text(user), device_name(host), path)
+        client = ClientOptions(values.text(user), name=device_name(host), path=path)
     except values.BadValue as exc:
         raise ConfigError(f"{url}: {exc}") from None
     config = ClientConfig((RemoteOptions(host, port, host, checked),), client, tls)

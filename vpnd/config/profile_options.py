@@ -23,6 +23,10 @@ class ClientOptions:
     user: str = ""
     """The user's name; empty: the certificate says it, or the person is asked."""
 
+    group: str = ""
+    """Which of the groups to log in to, where the server offers several; empty: the person is
+    asked, and where nobody is there the server's own choice holds."""
+
     name: str = ""
     """Name of this device; empty: the name of the profile's file."""
 

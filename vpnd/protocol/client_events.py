@@ -2,20 +2,22 @@
 
 from dataclasses import dataclass, field
 
-from vpnd.wire.auth_client import AskedInput
+from vpnd.wire.auth_client import AskedInput, Choice
 from vpnd.wire.params_client import ServerParams
 
 
 @dataclass(frozen=True, slots=True)
 class FormAsked:
-    """The server asks for `inputs`: `ClientChannel.answer` them.  Texts may be shown as they are.
+    """The server asks for `inputs` and `choices`: `ClientChannel.answer` them all.
 
-    `error` is what was wrong with the last answer, empty the first time.
+    Texts may be shown as they are; a choice has more than one option.  `error` is what was wrong
+    with the last answer, empty the first time.
     """
 
     message: str
     error: str
     inputs: tuple[AskedInput, ...]
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

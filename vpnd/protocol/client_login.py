@@ -1,8 +1,9 @@
 """One login at a server: decides what to answer to each step.  No I/O, no connection.
 
 Servers ask in one form or in several.  ocserv 1.1.6 takes no password after a wrong one in the
-same login, nor a new login over the same connection (seen live).  So where a server asked in
-several forms, the whole login is repeated over another connection, with the last answer replaced.
+same login, nor a new login over the same connection, and answers a wrong one-time code with 401
+(seen live).  So where a server asked in several forms, or refuses without asking again, the whole
+login is repeated over another connection, with the last answer replaced.
 """
 
 import re
@@ -19,7 +20,7 @@ from vpnd.protocol.client_events import (
     Redirected,
 )
 from vpnd.wire import auth_client
-from vpnd.wire.auth_client import AskForm, encode_init, encode_reply, one_line, parse_reply
+from vpnd.wire.auth_client import AskForm, Choice, encode_init, encode_reply, one_line, parse_reply
 from vpnd.wire.http_client import MAX_COOKIES, HttpRequest, Response
 from vpnd.wire.params_client import HTTPS, USER_AGENT, host_field
 from vpnd.wire.tunnel_params import SESSION_COOKIE
@@ -48,6 +49,10 @@ class ClientLogin:
     """The values of each form so far, so that a login can be repeated; they hold passwords."""
     _repeated: list[dict[str, str]] = field(default_factory=list, repr=False)
     """Values that answer the next forms without asking."""
+    _asked_last: AskForm | None = field(default=None, repr=False)
+    """The form of the last answer."""
+    _is_over: bool = False
+    """The server has refused the last answer, and ended the login with that."""
     _failed: bool = False
     """The form at hand says that the last answer was wrong."""
     _certificate_asked: bool = False
@@ -64,7 +69,7 @@ class ClientLogin:
     @property
     def wants_new_connection(self) -> bool:
         """Say whether the answer to the form at hand begins the login again, see above."""
-        return self._failed and len(self._answered) > 1
+        return self._is_over or (self._failed and len(self._answered) > 1)
 
     def answer(self, values: Mapping[str, str]) -> HttpRequest:
         """Return the request that answers the form that was asked.
@@ -75,12 +80,12 @@ class ClientLogin:
         if form is None:
             raise LocalProtocolError("an answer, but no form was asked")
         body, given = encode_reply(form, values), dict(values)
-        self._form = None
+        self._form, self._asked_last = None, form
         if self.wants_new_connection:
             self._repeated = [*self._answered[:-1], given]
             self._answered.clear()
             self._cookies.clear()
-            self._failed = False
+            self._failed = self._is_over = False
             return self.begin()
         if self._failed:
             self._answered.clear()
@@ -95,6 +100,8 @@ class ClientLogin:
                 self._cookies[name] = value
         if response.status in REDIRECTS:
             return self._redirect(response)
+        if response.status == 401 and self._answered and self._asked_last is not None:
+            return self._ask_again(self._asked_last, status_text(response))
         if response.status != 200:
             return _refused(status_text(response), final=response.status in {401, 403})
         try:
@@ -135,7 +142,7 @@ class ClientLogin:
         """Ask the user, unless this form can be answered by what is known already."""
         self._forms += 1
         if self._forms > MAX_FORMS:
-            return _refused(f"the server asked more than {MAX_FORMS} times", final=True)
+            return _TOO_MANY
         if not self._is_ours(form.action):
             return _refused("the server wants the answer sent elsewhere", final=True)
         self._form = form
@@ -144,13 +151,26 @@ class ClientLogin:
         if self._failed:
             self._repeated.clear()
         known = self._repeated.pop(0) if self._repeated else {}
-        if self._failed and not form.inputs:
+        names = [*(line.name for line in form.inputs), *(each.name for each in _choices(form))]
+        if self._failed and not names:
             return _refused(complaint, final=True)
-        if all(line.name in known for line in form.inputs):
-            return self.answer({line.name: known[line.name] for line in form.inputs})
+        if all(name in known for name in names):
+            return self.answer({name: known[name] for name in names})
         self._repeated.clear()  # the login goes another way than last time
         error = complaint if self._failed else form.error
-        return FormAsked("" if error == form.message else form.message, error, form.inputs)
+        message = "" if error == form.message else form.message
+        return FormAsked(message, error, form.inputs, _choices(form))
+
+    def _ask_again(self, form: AskForm, complaint: str) -> LoginEvent:
+        """The last answer was wrong, and the server does not ask: we do."""
+        self._forms += 1
+        if self._forms > MAX_FORMS:
+            return _TOO_MANY
+        if not form.inputs:
+            return _refused(complaint, final=True)
+        self._form, self._failed, self._is_over = form, True, True
+        self._repeated.clear()
+        return FormAsked("", complaint, form.inputs, _choices(form))
 
     def _without_certificate(self) -> LoginEvent | HttpRequest:
         if self._certificate_asked:
@@ -188,8 +208,16 @@ class ClientLogin:
         return is_same and parts.username is None and bool(_PATH.fullmatch(parts.path or "/"))
 
 
+def _choices(form: AskForm) -> tuple[Choice, ...]:
+    """Return what there is to choose: one option is none."""
+    return tuple(choice for choice in form.choices if len(choice.options) > 1)
+
+
 def _refused(reason: str, *, final: bool) -> LoginRefused:
     return LoginRefused(one_line(reason, MAX_REASON), final)
+
+
+_TOO_MANY = _refused(f"the server asked more than {MAX_FORMS} times", final=True)
 
 
 def status_text(response: Response) -> str:

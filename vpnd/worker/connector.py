@@ -177,12 +177,16 @@ class Connector:
         known = {}
         if self._settings.user and not asked.error:
             known = {i.name: self._settings.user for i in asked.inputs if i.name == "username"}
-        missing = [FormInput(i.name, i.type, i.label) for i in asked.inputs if i.name not in known]
+        missing = [
+            *(FormInput(c.name, "choice", c.label, dict(c.options)) for c in asked.choices),
+            *(FormInput(i.name, i.type, i.label) for i in asked.inputs if i.name not in known),
+        ]
         if not missing:
             return known
         reply = await self._ask(Prompt(asked.message, asked.error or None, missing))
         if not isinstance(reply, PromptReply) or reply.cancelled:
-            raise Fatal("the server asks for a login that nobody is there to answer")
+            reason = reply.reason if isinstance(reply, PromptReply) else ""
+            raise Fatal(reason or "the server asks for a login that nobody is there to answer")
         return known | reply.values
 
     async def _connect(

@@ -81,7 +81,10 @@ class FormInput:
 
     name: str
     type: str
+    """`text`, `password`, or `choice`: one of `options`."""
     label: str
+    options: dict[str, str] = field(default_factory=dict)
+    """Values with their labels, the server's own choice first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +318,8 @@ class PromptReply:
 
     values: dict[str, str] = field(repr=False)
     cancelled: bool
+    reason: str = ""
+    """Why there are none; empty: nobody is there."""
 
 
 @dataclass(frozen=True, slots=True)
