@@ -1,15 +1,16 @@
 """Numbered datagrams both ways at a steady pace: the judge of whether a packet was lost.
 
-    python -m tests.netns.numbered serve ADDRESS PORT       print "ready", answer until killed
-    python -m tests.netns.numbered run ADDRESS PORT UP DOWN send UP and get DOWN datagrams
+    python -m tests.netns.numbered serve ADDRESS PORT    print "ready", answer until killed
+    python -m tests.netns.numbered run ADDRESS PORT WAY  send "both" ways, or "down" alone
 
-`run` prints "flowing" when the first has come back and at the end one line of JSON: how many
-were lost and how many came twice in each direction.  A TCP connection carries the appointment.
+`run` prints "flowing" when the first has come back, goes on until SIGUSR1, and then prints one
+line of JSON: how many were sent, how many of them were lost and how many came twice in each
+direction.  A TCP connection carries the appointment.
 """
 
 import json
+import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -21,12 +22,11 @@ from tests.netns.process import Process
 
 PROGRAM = (*PYTHON, "tests.netns.numbered")
 PORT = 5002
-PER_SECOND = 1000
+PER_SECOND = 500  # a queue of as many packets bears a second without the CPU
 BURST = 5  # datagrams between two sleeps
 PAYLOAD = 200  # bytes
 STRAGGLERS_S = 1.0  # what is still under way when all has been sent
 BUFFER = 4 << 20
-COUNTS = struct.Struct("!II")
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h; Python has no name for it
 
 
@@ -60,15 +60,36 @@ class Counter:
         """Wait for stragglers and return what is missing of `count`, and what came twice."""
         self._sent.set()
         self._thread.join()
-        return {"lost": count - len(self.seen), "twice": self.twice}
+        return {"sent": count, "lost": count - len(self.seen), "twice": self.twice}
 
 
-def send(udp: socket.socket, to: tuple[str, int], count: int) -> None:
-    began = time.monotonic()
-    for number in range(count):
-        udp.sendto(number.to_bytes(4, "big") + bytes(PAYLOAD - 4), to)
-        if number % BURST == BURST - 1:
-            time.sleep(max(0.0, began + number / PER_SECOND - time.monotonic()))
+class Sender:
+    """Sends numbers until it is stopped, in a thread of its own."""
+
+    def __init__(self, udp: socket.socket, to: tuple[str, int]) -> None:
+        self.count = 0
+        self._udp, self._to = udp, to
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._send)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _send(self) -> None:
+        began = time.monotonic()
+        while not self._stopped.is_set():
+            for _ in range(BURST):
+                number = self.count.to_bytes(4, "big")
+                self._udp.sendto(number + bytes(PAYLOAD - 4), self._to)
+                self.count += 1
+            time.sleep(max(0.0, began + self.count / PER_SECOND - time.monotonic()))
+
+    def stop(self) -> int:
+        """Stop; return how many were sent."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        return self.count
 
 
 @contextmanager
@@ -79,40 +100,48 @@ def udp_socket(address: str) -> Iterator[socket.socket]:
         yield udp
 
 
-def both_ways(tcp: socket.socket, mine: int, theirs: int, *, starts: bool) -> dict[str, int]:
-    """Tell the other end our port, send and count; return what came of its datagrams."""
-    with udp_socket(tcp.getsockname()[0]) as udp, tcp.makefile("rw") as line:
-        line.write(f"{udp.getsockname()[1]}\n")
-        line.flush()
-        to = (tcp.getpeername()[0], int(line.readline()))
-        counter = Counter(udp)
-        sending = threading.Thread(target=send, args=(udp, to, mine))
-        sending.start()
-        if starts:
-            counter.first.wait()
-            print("flowing", flush=True)
-        sending.join()
-        line.write("sent\n")
-        line.flush()
-        line.readline()
-        return counter.result(theirs)
-
-
 def serve(address: str, port: int) -> None:
     with socket.create_server((address, port)) as listener:
         print("ready", flush=True)
         while True:
             tcp, _ = listener.accept()
             with tcp:
-                up, down = COUNTS.unpack(tcp.recv(COUNTS.size))
-                tcp.sendall(json.dumps(both_ways(tcp, down, up, starts=False)).encode())
+                answer(tcp)
 
 
-def run(address: str, port: int, up: int, down: int) -> None:
-    with socket.create_connection((address, port)) as tcp:
-        tcp.sendall(COUNTS.pack(up, down))
-        got = both_ways(tcp, up, down, starts=True)
-        given = json.loads(tcp.recv(4096))
+def answer(tcp: socket.socket) -> None:
+    """Send as long as the other end does, then say how many, and what came of its own."""
+    with udp_socket(tcp.getsockname()[0]) as udp, tcp.makefile("rw") as line:
+        line.write(f"{udp.getsockname()[1]}\n")
+        line.flush()
+        sender = Sender(udp, (tcp.getpeername()[0], int(line.readline())))
+        counter = Counter(udp)
+        sender.start()
+        theirs = int(line.readline())
+        line.write(f"{sender.stop()}\n{json.dumps(counter.result(theirs))}\n")
+
+
+def run(address: str, port: int, way: str) -> None:
+    stop = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: stop.set())
+    with (
+        socket.create_connection((address, port)) as tcp,
+        udp_socket(tcp.getsockname()[0]) as udp,
+        tcp.makefile("rw") as line,
+    ):
+        line.write(f"{udp.getsockname()[1]}\n")
+        line.flush()
+        sender = Sender(udp, (address, int(line.readline())))
+        counter = Counter(udp)
+        if way == "both":
+            sender.start()
+        counter.first.wait()
+        print("flowing", flush=True)
+        stop.wait()
+        line.write(f"{sender.stop()}\n")
+        line.flush()
+        got = counter.result(int(line.readline()))
+        given = json.loads(line.readline())
     print(json.dumps({"up": given, "down": got}), flush=True)
 
 
@@ -126,31 +155,28 @@ def serve_numbered(namespace: Namespace, address: str) -> Process:
 class Stream:
     """Datagrams that flow both ways while the test does something."""
 
-    def __init__(self, process: Process, seconds: float) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
-        self._seconds = seconds
 
     @classmethod
-    def start(
-        cls, namespace: Namespace, address: str, *, seconds: float, up: bool = True
-    ) -> "Stream":
+    def start(cls, namespace: Namespace, address: str, *, up: bool = True) -> "Stream":
         """Let datagrams flow to and from the address, or from there alone."""
-        count = int(seconds * PER_SECOND)
-        counts = [str(count if up else 0), str(count)]
-        process = namespace.start("numbered", *PROGRAM, "run", address, str(PORT), *counts)
+        way = "both" if up else "down"
+        process = namespace.start("numbered", *PROGRAM, "run", address, str(PORT), way)
         process.wait_for("^flowing")
-        return cls(process, seconds)
+        return cls(process)
 
     def finish(self) -> Mapping[str, Mapping[str, int]]:
-        """Wait for the end and return {"up": {"lost": ..., "twice": ...}, "down": ...}."""
-        said = self._process.wait_for(r"^(\{.*\})$", timeout_s=self._seconds + 20)
+        """End it and return {"up": {"sent": ..., "lost": ..., "twice": ...}, "down": ...}."""
+        self._process.send(signal.SIGUSR1)
+        said = self._process.wait_for(r"^(\{.*\})$", timeout_s=20)
         result: Mapping[str, Mapping[str, int]] = json.loads(said[1])
         return result
 
 
 if __name__ == "__main__":
-    what, where, number, *counts = sys.argv[1:]
+    what, where, number, *rest = sys.argv[1:]
     if what == "serve":
         serve(where, int(number))
     else:
-        run(where, int(number), *map(int, counts))
+        run(where, int(number), *rest)

@@ -10,6 +10,7 @@ from tests.netns.namespace import Namespace, inside
 from tests.netns.process import Process
 
 NAT = "pyvpn_nat"  # the nft table of a home router
+WALL = "pyvpn_wall"  # and that of a network where nothing passes
 NFNETLINK, CT_DELETE, CTNETLINK = 12, 2, 1  # linux/netlink.h, linux/netfilter/nfnetlink*.h
 REQUEST, ACK = 1, 4  # flags, linux/netlink.h
 EVERY_S = 0.02
@@ -59,6 +60,16 @@ class Roamer:
             f"chain through {{ type filter hook forward priority 0; {forward}; }}\n}}\n"
         )
         inside(self._bed.internet, forget_connections)
+
+    def block(self) -> None:
+        """Let nothing of the client through, without a word."""
+        self._bed.internet.nft(
+            f"table ip {WALL} {{ chain through {{ type filter hook forward priority 0;"
+            ' iifname "client0" drop; }; }'
+        )
+
+    def unblock(self) -> None:
+        self._bed.internet.nft(f"delete table ip {WALL}")
 
     def readdress(self) -> str:
         """Have the NAT get another address: the client's host notices nothing; return it.

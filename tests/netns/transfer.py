@@ -1,8 +1,10 @@
 """Bulk TCP both ways with checksums: the program of both ends and a test's handle on it.
 
     python -m tests.netns.transfer serve ADDRESS PORT          print "ready", answer until killed
-    python -m tests.netns.transfer run ADDRESS PORT UP DOWN    send UP bytes, then receive DOWN
+    python -m tests.netns.transfer run ADDRESS PORT UP DOWN WINDOW
 
+`run` sends UP bytes, then receives DOWN, never with more than WINDOW bytes (0: as many as the
+kernel likes) under way.
 `run` prints "up N" or "down N" after every MiB (N in MiB) and at the end one line of JSON:
 the bytes and the seconds of each direction. It fails unless both checksums are right.
 """
@@ -73,9 +75,15 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 def answer(sock: socket.socket) -> None:
     with sock:
         sock.settimeout(SILENCE_S)
-        up, down = json.loads(receive_exactly(sock, 64))
+        up, down, window = json.loads(receive_exactly(sock, 64))
+        narrow(sock, window)
         receive(sock, "up", up, progress=None)
         send(sock, "down", down, progress=None)
+
+
+def narrow(sock: socket.socket, window: int) -> None:
+    if window:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, window)
 
 
 def serve(address: str, port: int) -> None:
@@ -87,9 +95,10 @@ def serve(address: str, port: int) -> None:
             threading.Thread(target=answer, args=(sock,), daemon=True).start()
 
 
-def transfer(address: str, port: int, up: int, down: int) -> None:
+def transfer(address: str, port: int, up: int, down: int, window: int) -> None:
     with socket.create_connection((address, port), timeout=SILENCE_S) as sock:
-        sock.sendall(json.dumps([up, down]).encode().ljust(64))
+        narrow(sock, window)
+        sock.sendall(json.dumps([up, down, window]).encode().ljust(64))
         started = time.monotonic()
         send(sock, "up", up, progress="up")
         sent = time.monotonic()
@@ -107,10 +116,20 @@ class Transfer:
 
     @classmethod
     def start(
-        cls, namespace: Namespace, address: str, *, up: int, down: int, port: int = PORT
+        cls,
+        namespace: Namespace,
+        address: str,
+        *,
+        up: int,
+        down: int,
+        port: int = PORT,
+        window: int = 0,
     ) -> "Transfer":
-        """Send and then receive so many bytes; `serve_transfers` must run there."""
-        arguments = ["run", address, str(port), str(up), str(down)]
+        """Send and then receive so many bytes; `serve_transfers` must run there.
+
+        A window that every queue on the way can hold loses no packet, its own or another's.
+        """
+        arguments = ["run", address, *map(str, (port, up, down, window))]
         return cls(namespace.start("transfer", *PROGRAM, *arguments))
 
     def wait_mebibytes(self, direction: str, count: int, timeout_s: float = 60.0) -> None:
@@ -141,8 +160,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["serve", address, port]:
             serve(address, int(port))
-        case ["run", address, port, up, down]:
-            transfer(address, int(port), int(up), int(down))
+        case ["run", address, port, up, down, window]:
+            transfer(address, int(port), int(up), int(down), int(window))
         case _:
             raise SystemExit(__doc__)
 

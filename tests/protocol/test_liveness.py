@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 
 from vpnd.protocol.liveness import (
     DEAD_AFTER,
+    LOST_AFTER,
+    MAX_PATIENCE,
     PROBE_AFTER,
     PROBE_INTERVAL,
     PROBES,
+    QUIET_AFTER,
     Action,
     Liveness,
 )
@@ -180,3 +183,72 @@ def test_a_peer_that_was_heard_within_three_intervals_is_never_dead(
         assert len(found) <= 2
         if Action.PEER_DEAD in found:
             return
+
+
+ANSWER_S = 0.04
+
+
+def measured(at: float) -> Liveness:
+    """Return clocks of a way whose answers take 40 ms."""
+    clock = Liveness(at, DPD)
+    clock.asked(at - ANSWER_S)
+    clock.heard_tls(at)
+    clock.answered(at)
+    return clock
+
+
+def test_when_nothing_comes_back_another_way_is_looked_for() -> None:
+    """A NAT that got another address tells nobody; both channels are asked before."""
+    clock = measured(T0)
+    clock.sent(T0)
+    found = actions(clock, T0, T0 + 3, dtls=True)
+    asked = [at for at, action in found if action is Action.ASK_TLS]
+    lost = [at for at, action in found if action is Action.WAY_LOST]
+    assert QUIET_AFTER <= asked[0] - T0 < QUIET_AFTER + 0.5
+    assert len(asked) == 1
+    assert LOST_AFTER + 2 * ANSWER_S <= lost[0] - asked[0] < LOST_AFTER + 2 * ANSWER_S + 0.5
+    assert lost[-1] == T0 + 3  # until it is found
+    assert clock.is_way_lost(T0 + 3)
+
+
+def test_whatever_comes_back_says_that_the_way_is_there() -> None:
+    """However late, and on either channel; one that sends nothing waits for nothing."""
+    for channel in ("heard_tls", "heard_dtls"):
+        clock = measured(T0)
+        assert actions(clock, T0, T0 + 5, dtls=True) == []
+        clock.sent(T0 + 5)
+        assert actions(clock, T0 + 5, T0 + 6.5, dtls=False)
+        getattr(clock, channel)(T0 + 6.6)
+        assert not clock.is_way_lost(T0 + 9)
+        assert actions(clock, T0 + 7, T0 + 9, dtls=False) == []
+
+
+def test_a_way_that_was_never_measured_or_is_slow_gets_its_time() -> None:
+    """Or a client behind a satellite would make tunnel after tunnel; others make none."""
+    never = Liveness(T0, DPD)
+    never.sent(T0)
+    assert actions(never, T0, T0 + DPD - 1, dtls=False) == []
+    slow = Liveness(T0, DPD)
+    slow.asked(T0 - 2.0)
+    slow.heard_tls(T0)
+    slow.answered(T0)
+    slow.sent(T0)
+    assert not [a for _, a in actions(slow, T0, T0 + 5, dtls=False) if a is Action.WAY_LOST]
+    assert [a for _, a in actions(slow, T0 + 5, T0 + 9, dtls=False) if a is Action.WAY_LOST]
+
+
+def test_no_stall_makes_us_wait_for_ever() -> None:
+    """One answer that took a minute is no measure, and is forgotten with those that follow."""
+    clock = Liveness(T0, DPD)
+    clock.asked(T0 - 60)
+    clock.answered(T0)
+    clock.sent(T0)
+    found = actions(clock, T0, T0 + QUIET_AFTER + MAX_PATIENCE + 1, dtls=False)
+    assert Action.WAY_LOST in [action for _, action in found]
+    for _ in range(20):
+        clock.asked(T0)
+        clock.answered(T0 + ANSWER_S)
+    assert clock.answer_s < 2 * ANSWER_S
+    later = Liveness(T0, DPD)
+    later.go_on_from(clock)
+    assert later.answer_s == clock.answer_s

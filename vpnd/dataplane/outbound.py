@@ -108,4 +108,4 @@ class Outbound:
         count = len(slots)
         peer.tx_packets += count
         peer.tx_bytes += (len(slots[0]) - headroom) * (count - 1) + len(slots[-1]) - headroom
-        peer.liveness.data(now)
+        peer.liveness.sent(now)

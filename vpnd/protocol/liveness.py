@@ -8,6 +8,8 @@ times are seconds of one monotonic clock, handed in by the caller.
   `PROBES` unanswered questions packets go over TLS until one is answered.  Only an answer counts:
   what the client sends by UDP says nothing of what reaches it.
 - A packet that the client sends over TLS although DTLS is up is a hint, not proof: ask at once.
+- Where a new tunnel beside the old one is cheap (a client of ours with our server), nothing at
+  all coming back while we send is enough to make one: a NAT that got another address tells nobody.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +18,9 @@ from enum import Enum
 PROBE_AFTER = 2.0  # seconds since the last answer on DTLS while we send
 PROBE_INTERVAL = 0.5  # seconds between two questions
 PROBES = 4  # unanswered questions that mean: UDP does not pass
+QUIET_AFTER = 0.75  # seconds that we send and hear nothing before we ask over both channels
+LOST_AFTER = 0.75  # seconds without an answer to that, beside twice what the last one took
+MAX_PATIENCE = 8.0  # seconds; a stall once in a while is no measure of the way
 DEAD_AFTER = 3  # DPD intervals without a sign of life on TLS
 
 
@@ -25,6 +30,7 @@ class Action(Enum):
     ASK_TLS = "send a DPD request over TLS"
     ASK_DTLS = "send a DPD request over DTLS"
     SUSPEND_DTLS = "UDP does not pass: send over TLS"
+    WAY_LOST = "nothing comes back: look for another way"
     PEER_DEAD = "the peer is silent"
     IDLE_TIMEOUT = "idle timeout"
     SESSION_TIMEOUT = "session timeout"
@@ -48,16 +54,24 @@ class Liveness:
     """When we first sent on DTLS after the last answer; 0 = not waiting."""
     _probes: int = 0
     _probed_at: float = 0
+    answer_s: float = 0
+    """What the last answer took; 0 = not known, and then no way is lost so soon."""
+    _question_at: float = 0
+    _unheard_since: float = 0
+    """When we first sent after the last sign of life; 0 = nothing sent since."""
+    _quiet_asked_at: float = 0
 
     def __post_init__(self) -> None:
         self._heard = self.heard_dtls_at = self.data_at = self.now
 
     def heard_tls(self, now: float) -> None:
         self._heard = now
+        self._unheard_since = self._quiet_asked_at = 0
 
     def heard_dtls(self, now: float) -> None:
         """An authentic record came in over DTLS."""
         self._heard = self.heard_dtls_at = now
+        self._unheard_since = self._quiet_asked_at = 0
 
     def answered_dtls(self) -> None:
         """The client answered a question, or the handshake: what we send by UDP reaches it."""
@@ -68,9 +82,33 @@ class Liveness:
         """A packet crossed the tunnel, in either direction."""
         self.data_at = now
 
+    def sent(self, now: float) -> None:
+        """A packet of the tunnel left for the peer."""
+        self.data_at = now
+        if not self._unheard_since:
+            self._unheard_since = now
+
+    def asked(self, now: float) -> None:
+        """A question that measures the way has left, over either channel."""
+        self._question_at = now
+        if not self._unheard_since:
+            self._unheard_since = now
+
+    def answered(self, now: float) -> None:
+        """The answer has come."""
+        if self._question_at:
+            self.answer_s = max(now - self._question_at, self.answer_s / 2, 0.001)
+            self._question_at = 0
+
+    def is_way_lost(self, now: float) -> bool:
+        """Return whether nothing comes back although we ask."""
+        patience = min(LOST_AFTER + 2 * self.answer_s, MAX_PATIENCE)
+        return bool(self._quiet_asked_at) and now - self._quiet_asked_at >= patience
+
     def go_on_from(self, earlier: "Liveness") -> None:
         """Take the place of another tunnel's clocks: a session stays as idle as it was."""
         self.data_at = earlier.data_at
+        self.answer_s = earlier.answer_s
 
     def sent_dtls(self, now: float) -> None:
         if not self._waiting_since:
@@ -95,6 +133,7 @@ class Liveness:
         if self.idle_timeout_s and now - self.data_at >= self.idle_timeout_s:
             return [Action.IDLE_TIMEOUT]
         actions = self._expire_dtls(now) if dtls_active else []
+        actions += self._expire_quiet(now)
         if self.dpd_s:
             silent = now - self._heard
             if silent >= DEAD_AFTER * self.dpd_s:
@@ -103,6 +142,16 @@ class Liveness:
                 self._asked_at = now
                 actions.append(Action.ASK_TLS)
         return actions
+
+    def _expire_quiet(self, now: float) -> list[Action]:
+        if not self.answer_s or not self._unheard_since:
+            return []
+        if self._quiet_asked_at:
+            return [Action.WAY_LOST] if self.is_way_lost(now) else []
+        if now - self._unheard_since < QUIET_AFTER:
+            return []
+        self._quiet_asked_at = now
+        return [Action.ASK_TLS, Action.ASK_DTLS]
 
     def _expire_dtls(self, now: float) -> list[Action]:
         if not self._waiting_since or now - self._waiting_since < PROBE_AFTER:

@@ -43,8 +43,10 @@ class ClientDatagrams:
         app_id: bytes,
         drops: Drops,
         clock: Callable[[], float],
+        on_answer: Callable[[], None],
     ) -> None:
         self._context = context
+        self._on_answer = on_answer
         self._peer = peer
         self._server = server
         self._psk = psk
@@ -142,6 +144,7 @@ class ClientDatagrams:
 
     def ask(self) -> None:
         """Ask the server over DTLS whether it is there; the answer makes the channel active."""
+        self._peer.liveness.asked(self._clock())
         self._send(bytes([PacketType.DPD_REQUEST]))
 
     def _send(self, payload: bytes) -> None:
@@ -174,6 +177,7 @@ class ClientDatagrams:
 
     def _answered(self, path: DtlsPath) -> None:
         self._peer.liveness.answered_dtls()
+        self._on_answer()
         if path is self._peer.dtls and path.sealer.records_left:
             self._peer.dtls_active = True
             self.active.set()

@@ -36,7 +36,7 @@ class ClientTunnel:
     """None where the profile or the library allows no DTLS."""
     mtu: int
     on_rekey: Callable[[], None]
-    """The server asks for new keys."""
+    """The server asks for new keys, or nothing comes back: another tunnel is wanted."""
     opened_at: float = field(default_factory=time.monotonic)
     rotated_at: float = field(init=False)
     """When its keys were made, or new ones last tried for."""
@@ -47,6 +47,8 @@ class ClientTunnel:
 
     Empty is ambiguous: ocserv says that to whom it throws out, and when it is shut down.
     """
+    unreachable: bool = False
+    """We have ended it, because nothing came back; the server may know nothing of it."""
     _inbound: Inbound = field(init=False)
     _heard_at: float = 0.0
     _probe: asyncio.TimerHandle | None = None
@@ -84,12 +86,14 @@ class ClientTunnel:
                 app_id=params.app_id,
                 drops=self.drops,
                 clock=time.monotonic,
+                on_answer=self._answered,
             )
             self.datagrams.start()
 
     def take_over(self, earlier: "ClientTunnel") -> None:
         """Go on counting where an earlier tunnel of the session stopped."""
         peer, other = self.peer, earlier.peer
+        peer.liveness.go_on_from(other.liveness)
         peer.rx_packets += other.rx_packets
         peer.rx_bytes += other.rx_bytes
         peer.tx_packets += other.tx_packets
@@ -112,12 +116,18 @@ class ClientTunnel:
             self.on_rekey()
         elif kind == PacketType.DPD_REQUEST:
             self.connection.send_control(cstp.encode(PacketType.DPD_RESPONSE, payload))
+        elif kind == PacketType.DPD_RESPONSE:
+            self._answered()
         elif kind in {PacketType.DISCONNECT, PacketType.TERMINATE}:
             said = cstp.parse_disconnect(payload)
             self.bye = said.text or ("" if said.code is None else "no reason given")
             self.connection.fail(f"the server ended the session: {self.bye}".rstrip(": "))
         elif kind == PacketType.COMPRESSED:
             self.connection.fail("the server compresses although nothing was agreed")
+
+    def _answered(self) -> None:
+        if self.params.is_pyvpn:  # others take no second tunnel beside the first
+            self.peer.liveness.answered(time.monotonic())
 
     def _heard(self, now: float) -> None:
         self._heard_at = now
@@ -137,12 +147,20 @@ class ClientTunnel:
             elif action is Action.SUSPEND_DTLS and self.datagrams is not None:
                 log.event("UDP does not pass, going on over TLS")
                 self.datagrams.restart_later()
+            elif action is Action.WAY_LOST:
+                self.on_rekey()
             elif action is Action.PEER_DEAD:
-                self.connection.fail("the server does not answer")
+                self.give_up("the server does not answer")
         if self.datagrams is not None:
             self.datagrams.expire(now)
 
+    def give_up(self, reason: str) -> None:
+        """End it here: the server is not reached by it."""
+        self.unreachable = True
+        self.connection.fail(reason)
+
     def ask_tls(self) -> None:
+        self.peer.liveness.asked(time.monotonic())
         self.connection.send_control(cstp.encode(PacketType.DPD_REQUEST))
 
     def doubt(self) -> None:
@@ -158,7 +176,7 @@ class ClientTunnel:
 
     def _give_up_unless_heard(self, asked_at: float) -> None:
         if self._heard_at < asked_at:
-            self.connection.fail("the server does not answer since the network has changed")
+            self.give_up("the server does not answer since the network has changed")
 
     # the end
 

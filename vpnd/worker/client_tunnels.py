@@ -5,6 +5,7 @@ still read for a while: nothing that is under way is lost.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from vpnd.wire import cstp
 from vpnd.worker.client_tunnel import ClientTunnel
 from vpnd.worker.messages import Rotated
 
+SUPERSEDED_WAIT = 2.0  # seconds for new keys when the server has closed the old tunnel meanwhile
+UNREACHABLE_WAIT = 0.2  # the same, when nothing comes back from it
 DTLS_WAIT = 5.0  # seconds a rotation waits for the new DTLS channel
 OVERLAP = 3.0  # seconds the old tunnel is still read after a rotation
 RECORDS_LEFT = 1 << 20  # rotate when a channel has fewer to seal
@@ -37,18 +40,17 @@ class ClientTunnels:
         self._another = another
         self._rekey_s = rekey_s
         self._old: set[ClientTunnel] = set()
-        self._rotating = asyncio.Lock()
-        self._background: set[asyncio.Task[Rotated]] = set()
+        self._rotation: asyncio.Task[Rotated] | None = None
 
     async def serve(self, tunnel: ClientTunnel) -> str:
         """Send packets through it, or what replaces it, until that is lost; return why."""
         self.current = tunnel
         self._peers.gateway = tunnel.peer
+        tunnel.ask_tls()  # what the answer takes is the measure of the way
         while True:
             current = self.current
             reason = await asyncio.shield(current.connection.lost)
-            async with self._rotating:  # some servers end the old tunnel once there is a new one
-                pass
+            await self._end_rotation(current)
             if self.current is current:
                 current.abandon()
                 self._peers.gateway = None
@@ -66,10 +68,11 @@ class ClientTunnels:
 
     def expire(self, now: float) -> None:
         """Do what is due: questions to the server, new keys."""
-        for tunnel in self._all():
-            tunnel.expire(now)
         current = self.current
-        if current is not None and self._is_due(current, now):
+        if current is None:
+            return
+        current.expire(now)
+        if self._is_due(current, now):
             self.rotate_soon()
             current.rotated_at = now  # a rotation that fails is tried again a period later
 
@@ -88,30 +91,50 @@ class ClientTunnels:
     # new keys
 
     def rotate_soon(self) -> None:
-        """The server asks for new keys, or these have been used long enough."""
-        if self._rotating.locked():
-            return
-        task = asyncio.create_task(self.rotate())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        """The server asks for new keys, these were used long enough, or nothing comes back."""
+        if self._rotation is None or self._rotation.done():
+            self._rotation = asyncio.create_task(self._rotate())
 
     async def rotate(self) -> Rotated:
+        """Change the keys, unless that is under way; return what became of it."""
+        self.rotate_soon()
+        assert self._rotation is not None
+        rotation = self._rotation
+        await asyncio.wait({rotation})
+        if rotation.cancelled():
+            return Rotated(False, "the connection was lost", 0)
+        return rotation.result()
+
+    async def _end_rotation(self, lost: ClientTunnel) -> None:
+        """Give new keys a moment: some servers end the old tunnel once there is a new one.
+
+        Not more than that, or what cannot succeed would delay the reconnect.
+        """
+        rotation = self._rotation
+        if rotation is None or rotation.done():
+            return
+        wait = UNREACHABLE_WAIT if lost.unreachable else SUPERSEDED_WAIT
+        await asyncio.wait({rotation}, timeout=wait)
+        if not rotation.done():
+            rotation.cancel()
+            await asyncio.wait({rotation})
+
+    async def _rotate(self) -> Rotated:
         """Make a second tunnel of the same session, move over to it, let the first go."""
-        async with self._rotating:
-            old = self.living()
-            if old is None:
-                return Rotated(False, "not connected", 0)
-            try:
-                new = await self._another(old)
-            except (VpnError, OSError) as exc:
-                return Rotated(False, str(exc) or "no answer in time", old.status().keys_age_s)
-            await _wait_as_good(new, old)
-            if new.connection.lost.done():
-                new.abandon()
-                return Rotated(False, new.connection.lost.result(), old.status().keys_age_s)
-            self._move(old, new)
-            log.event("session keys changed", channel=new.status().channel)
-            return Rotated(True, "", new.status().keys_age_s)
+        old = self.living()
+        if old is None:
+            return Rotated(False, "not connected", 0)
+        try:
+            new = await self._another(old)
+        except (VpnError, OSError) as exc:
+            return Rotated(False, str(exc) or "no answer in time", old.status().keys_age_s)
+        await _wait_as_good(new, old)
+        if new.connection.lost.done():
+            new.abandon()
+            return Rotated(False, new.connection.lost.result(), old.status().keys_age_s)
+        self._move(old, new)
+        log.event("session keys changed", channel=new.status().channel)
+        return Rotated(True, "", new.status().keys_age_s)
 
     def _move(self, old: ClientTunnel, new: ClientTunnel) -> None:
         new.take_over(old)
@@ -132,6 +155,8 @@ class ClientTunnels:
 async def _wait_as_good(new: ClientTunnel, old: ClientTunnel) -> None:
     """Wait for DTLS on the new tunnel if the old one has it; TLS will do after a while."""
     if new.datagrams is None or not old.peer.dtls_active:
+        return
+    if old.peer.liveness.is_way_lost(time.monotonic()):
         return
     active = asyncio.ensure_future(new.datagrams.active.wait())
     ends: set[asyncio.Future[Any]] = {active, old.connection.lost, new.connection.lost}

@@ -48,7 +48,9 @@ from vpnd.worker.messages import (
     StatusReply,
     Stop,
 )
-from vpnd.worker.worker import TICK, has_aes_instructions
+from vpnd.worker.worker import has_aes_instructions
+
+TICK = 0.25  # seconds between two looks at the clocks: a lost way is noticed within 3 s
 
 
 class ClientWorker:
@@ -276,7 +278,7 @@ class ClientWorker:
             return
         log.event("the network has changed", reason=reason)
         if not can_bind(tunnel.connection.local[0]):
-            tunnel.connection.fail("our address is gone")
+            tunnel.give_up("our address is gone")
         else:
             tunnel.doubt()
 
