@@ -20,6 +20,7 @@ PROBE_INTERVAL = 0.5  # seconds between two questions
 PROBES = 4  # unanswered questions that mean: UDP does not pass
 QUIET_AFTER = 0.75  # seconds that we send and hear nothing before we ask over both channels
 LOST_AFTER = 0.75  # seconds without an answer to that, beside twice what the last one took
+WAY_AGAIN = 3.0  # seconds between two attempts to find another way, while nothing comes back
 MAX_PATIENCE = 8.0  # seconds; a stall once in a while is no measure of the way
 DEAD_AFTER = 3  # DPD intervals without a sign of life on TLS
 
@@ -60,6 +61,7 @@ class Liveness:
     _unheard_since: float = 0
     """When we first sent after the last sign of life; 0 = nothing sent since."""
     _quiet_asked_at: float = 0
+    _way_sought_at: float = -WAY_AGAIN
 
     def __post_init__(self) -> None:
         self._heard = self.heard_dtls_at = self.data_at = self.now
@@ -147,7 +149,10 @@ class Liveness:
         if not self.answer_s or not self._unheard_since:
             return []
         if self._quiet_asked_at:
-            return [Action.WAY_LOST] if self.is_way_lost(now) else []
+            if not self.is_way_lost(now) or now - self._way_sought_at < WAY_AGAIN:
+                return []
+            self._way_sought_at = now
+            return [Action.WAY_LOST]
         if now - self._unheard_since < QUIET_AFTER:
             return []
         self._quiet_asked_at = now
