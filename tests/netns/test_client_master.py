@@ -270,7 +270,10 @@ def test_a_script_replaces_the_helper_for_addresses_and_routes(host: Host) -> No
     """It gets the environment; the helper makes the interface and nothing more."""
     out = host.folder / "client" / "out"
     script = host.folder / "script"
-    script.write_text(f'#!/bin/sh\necho "$reason $TUNDEV $INTERNAL_IP4_ADDRESS" >>{out}\n')
+    script.write_text(
+        f'#!/bin/sh\necho "$reason $TUNDEV $INTERNAL_IP4_ADDRESS" >>{out}\n'
+        f"id -un >{out}.user\ngrep -h ^Cap /proc/self/status >>{out}.user\n"
+    )
     script.chmod(0o755)
     vpnd = host.client(CONNECT, "--script", str(script))
     vpnd.wait_for("INFO connected", timeout_s=WAIT_S)
@@ -281,3 +284,18 @@ def test_a_script_replaces_the_helper_for_addresses_and_routes(host: Host) -> No
         "connect pyvpn10 10.8.0.2",
         "disconnect pyvpn10 10.8.0.2",
     ]
+    user, *capabilities = Path(f"{out}.user").read_text().splitlines()
+    assert user == USER
+    assert {int(line.split()[1], 16) for line in capabilities} == {0}
+
+
+def test_a_script_that_needs_privileges_is_told_that_it_has_none(host: Host) -> None:
+    """A stock vpnc-script changes the network itself: that ends with a sentence, not half done."""
+    script = host.folder / "script"
+    script.write_text('#!/bin/sh\n[ "$reason" = pre-init ] || exec ip link set "$TUNDEV" up\n')
+    script.chmod(0o755)
+    refused = f"reply = await ask({LINK_UP.strip()})\ntell(Ended(reply.refusal, 1))\n"
+    vpnd = host.client(refused, "--script", str(script))
+    assert vpnd.wait(WAIT_S) == 1
+    vpnd.wait_for("Operation not permitted")
+    vpnd.wait_for("for good:.*it runs without privileges.*go without --script")

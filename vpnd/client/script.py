@@ -2,7 +2,8 @@
 
 The interface of OpenConnect's scripts, so that those of others work: `reason` says what
 happened, the other names what the server gave.  The program is run by its name alone, without a
-shell, and every value was checked before it gets here.
+shell, and every value was checked before it gets here.  It has the rights of vpnd, which are none:
+the helper runs no programs of others, so a script that changes the network must ask somebody else.
 """
 
 import asyncio
@@ -41,7 +42,10 @@ class Script:
         self._environment = environment(up, link)
         status = await self._run("reconnect" if again else "connect")
         if status != 0 and not again:
-            raise HelperError(f"{self._path}: ended with {status}; its output above says why")
+            raise HelperError(
+                f"{self._path}: ended with {status}; its output above says why (it runs without"
+                " privileges, and must hand on what needs them; or go without --script)"
+            )
 
     async def reconnecting(self) -> None:
         """Run it when the connection was lost."""

@@ -96,7 +96,9 @@ class ClientNetworkOptions:
     """Whether IPv6 is blocked while all IPv4 goes through a tunnel that has no IPv6."""
 
     script: Path | None = None
-    """A vpnc-script that sets up addresses and routes instead of pyvpn's helper."""
+    """A vpnc-script that sets up addresses and routes instead of pyvpn's helper. It runs as user
+    pyvpn-client without any privilege, so it must hand that work to a program that may do it, such
+    as a service of yours behind a socket; a stock vpnc-script alone cannot."""
 
 
 @dataclass(frozen=True, slots=True)
