@@ -1,6 +1,5 @@
 """What has to be in order before a server starts, and before it takes a new configuration."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv6Address
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from vpnd.config.model import ServerConfig
 from vpnd.errors import ConfigError, VpnError
-from vpnd.host.ipv6 import why_no_addresses, why_no_sockets
+from vpnd.host.ipv6 import why_no_ipv6
 from vpnd.pki.certificates import load_chain
 from vpnd.pki.files import read_pem
 from vpnd.protocol.tls_stream import server_context
@@ -25,7 +24,7 @@ class Fitted:
     """What this host can do of a configuration."""
 
     config: ServerConfig
-    left_out: Sequence[str]
+    left_out: str = ""
     """What it cannot, where that need not keep the server from working, and why."""
 
 
@@ -52,31 +51,26 @@ def check_keys(config: ServerConfig, state_dir: Path, now: datetime) -> None:
 
 
 def fit(config: ServerConfig, config_file: Path) -> Fitted:
-    """Return what this host can do: without IPv6 a server works on IPv4.
+    """Return what this host can do: on a kernel without IPv6 a server works on IPv4.
 
     Raises ConfigError where IPv6 was asked for by address or network.
     """
-    left_out = []
-    if reason := why_no_sockets():
-        config = _listen_without_ipv6(config, config_file, reason)
-        left_out.append(f"server.addresses: :: is left out, {reason}")
-    if config.network.ipv6 is not None and (reason := why_no_addresses()):
-        if config.network.ipv6 != "auto":
-            raise ConfigError(
-                f'{config_file}: network.ipv6: {reason}; switch it on, or set it to ""'
-            )
-        config = replace(config, network=replace(config.network, ipv6=None))
-        left_out.append(f"network.ipv6: no IPv6 in the tunnel, {reason}")
-    return Fitted(config, left_out)
-
-
-def _listen_without_ipv6(config: ServerConfig, config_file: Path, reason: str) -> ServerConfig:
-    left = tuple(address for address in config.server.addresses if address != ANY6)
-    wanted = [address for address in left if address.version == 6]
-    if wanted or not left:
+    reason = why_no_ipv6()
+    if not reason:
+        return Fitted(config)
+    server, network = config.server, config.network
+    addresses = tuple(address for address in server.addresses if address != ANY6)
+    by_name = [address for address in addresses if address.version == 6]
+    if by_name or not addresses:
         raise ConfigError(
-            f"{config_file}: server.addresses: cannot listen on "
-            f"{wanted[0] if wanted else ANY6}, {reason}; "
+            f"{config_file}: server.addresses: cannot listen on {(*by_name, ANY6)[0]}, {reason}; "
             'use IPv4 addresses, as in ["0.0.0.0"]'
         )
-    return replace(config, server=replace(config.server, addresses=left))
+    if network.ipv6 not in (None, "auto"):
+        raise ConfigError(f'{config_file}: network.ipv6: {reason}; set it to ""')
+    fitted = replace(
+        config,
+        server=replace(server, addresses=addresses),
+        network=replace(network, ipv6=None),
+    )
+    return Fitted(fitted, "" if fitted == config else f"IPv4 only, {reason}")

@@ -63,8 +63,8 @@ async def run(config: ServerConfig, *, config_file: Path, state_dir: Path, run_d
     harden()
     fitted = fit(config, config_file)
     check_keys(config, state_dir, datetime.now(UTC))
-    for reason in fitted.left_out:
-        log.warning("this host cannot do all that is configured", reason=reason)
+    if fitted.left_out:
+        log.warning("this host cannot do all that is configured", reason=fitted.left_out)
     await Master(fitted.config, config_file, state_dir, run_dir).run()
 
 
