@@ -103,8 +103,7 @@ class Client:
         self.profile.chmod(0o600)
         os.chown(self.profile, self._account.pw_uid, self._account.pw_gid)
         secrets = ("--password-fd", "0") if passwords else ()
-        self.vpnd = self.namespace.start(
-            f"vpnd-{self.folder.name}",
+        argv = (
             *self.python,
             "vpnd",
             "client",
@@ -113,9 +112,12 @@ class Client:
             f"--interface={INTERFACE}",
             *secrets,
             *arguments,
-            user=USER,
-            stdin="".join(f"{password}\n" for password in passwords).encode(),
         )
+        self._launch(argv, "".join(f"{password}\n" for password in passwords).encode())
+
+    def _launch(self, argv: Sequence[str], stdin: bytes) -> None:
+        name = f"vpnd-{self.folder.name}"
+        self.vpnd = self.namespace.start(name, *argv, user=USER, stdin=stdin)
 
     def connect(self, profile: Mapping[str, Any], *, passwords: Sequence[str] = ()) -> None:
         """Start vpnd and wait until packets flow."""

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -231,13 +231,20 @@ class ManagedClient(Client):
         super().prepare()
         self.manager = Manager(self.namespace, self.folder / "manager")
 
-    def _start_vpnd(self, *arguments: str, **options: Any) -> Process:
-        return self.manager.start(*arguments, **options)
+    def _launch(self, argv: Sequence[str], stdin: bytes) -> None:
+        self._argv = argv
+        since = self.manager.mark()
+        name = f"vpnd-{self.folder.name}"
+        self.vpnd = self.manager.start(name, *argv, user="pyvpn-client", stdin=stdin)
+        self.manager.wait_ready(since=since)
 
-    def restart(self, signum: int = signal.SIGTERM, *, job: str = "restart") -> None:
-        """What `systemctl restart` does, or Restart= after vpnd was killed."""
+    def end(self, signum: int = signal.SIGTERM, *, job: str = "restart") -> None:
+        """End vpnd, which the service manager may be about to start again."""
         self.manager.end(signum, job=job if signum == signal.SIGTERM else "")
-        self.start_again()
+
+    def go_on(self) -> None:
+        """Start vpnd with all that is stored, and nothing else to log in with."""
+        self._launch(self._argv, b"not the password\n")
         self.vpnd.wait_for(r"INFO connected\b", timeout_s=CONNECT_S)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from vpnd import __version__, log
 from vpnd.client.admin import Admin
+from vpnd.client.memory import SessionMemory
 from vpnd.client.network import Network
 from vpnd.client.prompts import Answers, Relay
 from vpnd.client.script import Script, gateway
@@ -24,6 +25,7 @@ from vpnd.config.profile_options import ClientConfig
 from vpnd.errors import ConfigError, HelperError, VpnError
 from vpnd.host import systemd
 from vpnd.host.process import harden
+from vpnd.host.systemd import Kept
 from vpnd.host.watch import NetworkWatch
 from vpnd.ipc.api import SOCKET_NAME
 from vpnd.ipc.server import IpcServer, serve
@@ -53,6 +55,9 @@ class Outcome:
     exit_status: int = 0
 
 
+STOPPED = Outcome("stopped by a signal")
+
+
 async def run(config: ClientConfig, run_dir: Path, answers: Answers, relay: Relay | None) -> int:
     """Be connected until the end; return the exit status.  Raises VpnError."""
     if os.geteuid() == 0:
@@ -76,13 +81,18 @@ class Client:
         self._run_dir = run_dir
         self._answers = answers
         self._relay = relay
-        self._network = Network(config.helper.socket, config.network.interface)
+        self._kept = Kept.of_this_start()
+        self._network = Network(
+            config.helper.socket, config.network.interface, self._kept, self._tell_status
+        )
         self._script: Script | None = None
         self._trouble = ""  # why there is no connection, as it was logged last
         self._watch: NetworkWatch | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._tun = -1
-        self._sessions: dict[tuple[str, int], HeldSession] = {}  # for the next worker, by remote
+        self._memory = SessionMemory(config, self._kept)
+        self._sessions = self._memory.recall()  # for the next worker, by remote
+        self._is_ready = False
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
         self._admin = Admin(config, self._network, self._worker, self._disconnect)
         self._linking = asyncio.Lock()
@@ -92,23 +102,28 @@ class Client:
         """Be connected until a signal, or an end that is meant."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end, Outcome("stopped by a signal"))
+            loop.add_signal_handler(number, self._end, STOPPED)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         ipc = await serve(
             self._run_dir / SOCKET_NAME, self._admin, admin_group=self._config.ipc.admin_group
         )
         try:
+            await self._worker.prepare()
             self._tun = await self._network.up()
+            self._kept.drop_rest()
             self._watch_network()
             await self._prepare_script()
             tasks = [
                 asyncio.create_task(self._worker.run()),
                 asyncio.create_task(self._network.keep(by_script=self._script is not None)),
+                asyncio.create_task(systemd.watch(self._worker.answer)),
             ]
             try:
                 return await self._serve(tasks)
             finally:
                 await self._close(tasks)
         finally:
+            await self._worker.stop()
             await self._close_ipc(ipc)
             if self._watch is not None:
                 self._watch.close()
@@ -135,7 +150,8 @@ class Client:
             version=__version__,
             interface=self._network.interface,
         )
-        systemd.ready("connecting")
+        self._is_ready = True
+        systemd.ready(self._describe())
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         for failed in (task for task in tasks if task.done()):
@@ -143,14 +159,24 @@ class Client:
         return await self._outcome
 
     async def _close(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        self._is_ready = False
         systemd.stopping()
         log.event("vpnd is stopping", reason=self._reason())
-        await self._worker.stop()
+        comes_back = await self._comes_back()
+        if not comes_back:
+            self._memory.forget()
+        await self._worker.stop(good_bye=not comes_back)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._script is not None:
             await self._script.disconnect()
+
+    async def _comes_back(self) -> bool:
+        """Return whether the next start is to go on with the session of this one."""
+        if self._outcome.done() and self._outcome.result() is not STOPPED:
+            return False
+        return not await systemd.stops_for_good()
 
     @staticmethod
     async def _close_ipc(ipc: IpcServer) -> None:
@@ -163,6 +189,22 @@ class Client:
     def _end(self, outcome: Outcome) -> None:
         if not self._outcome.done():
             self._outcome.set_result(outcome)
+
+    def _hang_up(self) -> None:
+        """`systemctl reload`: a profile is a server's word, and read at the start alone."""
+        log.warning("a profile is read at the start only: restart for another one to hold")
+        systemd.reloading()
+        systemd.ready(self._describe())
+
+    def _describe(self) -> str:
+        """Return how the service is, in one line."""
+        state = self._admin.state
+        said = f"{state.state} {state.remote} {state.reason}".strip() if state else "connecting"
+        return said if self._network.has_helper else f"{said}, the helper is gone: changes wait"
+
+    def _tell_status(self) -> None:
+        if self._is_ready:
+            systemd.status(self._describe())
 
     def _disconnect(self) -> None:
         self._end(Outcome("disconnected by vpnctl"))
@@ -225,6 +267,7 @@ class Client:
         self._sessions.pop(key, None)
         if held.cookie and any(key == (each.host, each.port) for each in self._config.remotes):
             self._sessions[key] = held
+        self._memory.keep(self._sessions)
 
     async def _link_up(self, up: LinkUp) -> str:
         """Set up what the server gave; return why not, or ""."""
@@ -292,7 +335,7 @@ class Client:
             self._answers.begin()
         if self._script is not None and state.state == "reconnecting" and state.attempt == 1:
             await self._script.reconnecting()
-        systemd.status(f"{state.state} {state.remote} {state.reason}".strip())
+        self._tell_status()
         if self._relay is not None:
             self._relay.tell(state=state.state, reason=state.reason, remote=state.remote)
 
@@ -311,3 +354,4 @@ class Client:
     def _on_worker_gone(self) -> None:
         if not self._outcome.done():
             self._admin.worker_gone()
+            self._tell_status()

@@ -3,11 +3,15 @@
 The connection to the helper stands for all of it.  If the helper goes away, traffic goes on;
 it is asked again until it is back, and then told the whole wanted state once more.  While the
 server is not reached everything stays as it is: what was to go through the tunnel waits.
+
+systemd keeps copies of the connection (`helper`) and the TUN queue (`tun-0`): after a restart
+they are taken back, and the routes were there all the time.
 """
 
 import asyncio
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vpnd import log
@@ -15,18 +19,30 @@ from vpnd.dataplane.tun_queue import TCP_OFFLOAD, set_offload
 from vpnd.errors import HelperError
 from vpnd.host.addresses import own_addresses
 from vpnd.host.helper_client import HelperClient
+from vpnd.host.inherited import tun_interface
+from vpnd.host.systemd import Kept
 from vpnd.policy.split_tunnel import Link
 
 TX_QUEUE_LEN = 500  # packets between kernel and worker, as on the server
 RETRY_DELAY = 1.0  # seconds between two tries to reach a helper that went away
 NUMBERS = range(10, 1000)  # of clients' interfaces; the lower ones are servers'
+HELPER, TUN = "helper", "tun-0"  # names of what is kept over a restart
 MAX_TRIES = 16  # interfaces that others take while we look for a free one
 
 
 class Network:
     """Brings the client's network up and keeps it so."""
 
-    def __init__(self, helper_socket: Path, interface: str = "") -> None:
+    def __init__(
+        self,
+        helper_socket: Path,
+        interface: str,
+        kept: Kept,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_change` is called when the helper went away, and when it is back."""
+        self._kept = kept
+        self._on_change = on_change
         self._path = str(helper_socket)
         self._wanted_interface = interface
         self._helper: HelperClient | None = None
@@ -41,15 +57,66 @@ class Network:
         """What is in force, None before the first connection."""
         return self._link
 
+    @property
+    def has_helper(self) -> bool:
+        return self._helper is not None and not self._helper.is_closed
+
     async def up(self) -> int:
-        """Make the interface; return its TUN queue, the caller's.  Raises HelperError."""
-        self._helper = await self._connect_first()
-        (tun,) = await self._helper.open_tun(queues=1, tx_queue_len=TX_QUEUE_LEN)
+        """Make the interface, or take it back; return its TUN queue, the caller's.
+
+        Raises HelperError, and RestartNeeded for a helper of another version.
+        """
+        tun = await self._kept_tun()
+        if tun is None:
+            helper = await self._connect_first()
+        else:
+            helper = await self._kept_helper()
+            if not helper.adopted:  # it was undone meanwhile
+                os.close(tun)
+                tun = None
+                await self._forget(TUN)
+        self._helper = helper
+        if tun is None:
+            (tun,) = await helper.open_tun(queues=1, tx_queue_len=TX_QUEUE_LEN)
+            self._kept.put(TUN, tun)
         try:
             set_offload(tun, TCP_OFFLOAD)
         except OSError as exc:
             self.offload_reason = f"refused by the kernel ({exc.strerror})"
         return tun
+
+    async def _kept_tun(self) -> int | None:
+        """Return the TUN queue from before; without the right one, forget whose it was, too."""
+        tun = self._kept.take(TUN)
+        interface = "" if tun is None else tun_interface(tun)
+        if interface and self._wanted_interface in {"", interface}:
+            self.interface = interface
+            return tun
+        if tun is not None:
+            os.close(tun)
+        await self._forget(TUN, HELPER)
+        return None
+
+    async def _kept_helper(self) -> HelperClient:
+        """Return the connection from before, or another for the same interface."""
+        fd = self._kept.take(HELPER)
+        if fd is not None:
+            try:
+                return await HelperClient.resume(fd, self._path, self.interface)
+            except HelperError as exc:
+                log.warning("the connection to the helper does not go on", error=str(exc))
+                await self._forget(HELPER)
+        return await self._connect(self.interface)
+
+    async def _forget(self, *names: str) -> None:
+        for name in names:
+            self._kept.drop(name)
+        await self._kept.settled()  # the kernel lets go of the interface with the last copy
+
+    async def _connect(self, interface: str) -> HelperClient:
+        helper = await HelperClient.connect(self._path, interface)
+        self._kept.put(HELPER, helper.fileno())
+        return helper
 
     async def _connect_first(self) -> HelperClient:
         """Return a connection for the wanted interface, or for the first that is free."""
@@ -59,11 +126,11 @@ class Network:
                     f"interface {self._wanted_interface} is there already: end what uses it, "
                     "or set another network.interface"
                 )
-            return await HelperClient.connect(self._path, self._wanted_interface)
+            return await self._connect(self._wanted_interface)
         refusal: HelperError | None = None
         for number, name in enumerate(_free_interfaces()):
             try:
-                helper = await HelperClient.connect(self._path, name)
+                helper = await self._connect(name)
             except HelperError as exc:
                 refusal = refusal or exc
                 if number == MAX_TRIES:
@@ -122,8 +189,10 @@ class Network:
         while True:
             await self._helper.wait_closed()
             log.warning("the helper is gone, traffic goes on without changes")
+            self._on_change()
             self._helper = await self._return(by_script=by_script)
             log.event("the helper is back", interface=self.interface)
+            self._on_change()
 
     async def _return(self, *, by_script: bool) -> HelperClient:
         """Return a connection that stands for our state again.
@@ -136,7 +205,7 @@ class Network:
             await asyncio.sleep(RETRY_DELAY)
             try:
                 if helper is None or helper.is_closed:
-                    helper = await HelperClient.connect(self._path, self.interface)
+                    helper = await self._connect(self.interface)
                 if self._link is not None and not by_script:
                     await self._set(helper, self._link)
             except HelperError as exc:

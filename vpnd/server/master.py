@@ -86,7 +86,9 @@ class Master:
         self._logins = Logins(config.auth, self._store, self._hasher, self._sessions)
         self._network = Network(config, pool, Kept.of_this_start(), self._tell_status)
         self._descriptors: Descriptors | None = None
-        self._status = ""
+        self._status = ""  # as systemd was told it last; empty until all is up
+        self._refusal = ""  # of the last reload
+        self._reloading: set[asyncio.Task[None]] = set()
         self._ipc: IpcServer | None = None
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
         self._rotation = Rotation(self._sessions, self._worker.send)
@@ -106,6 +108,7 @@ class Master:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         resumable = self._sessions.recover(time.time())
         try:
             await self._worker.prepare()
@@ -208,7 +211,26 @@ class Master:
         ]
         if not self._network.has_helper:
             words.append("the helper is gone: traffic goes on, changes wait")
+        if self._refusal:
+            words.append(f"the last reload was refused: {self._refusal}")
         return ", ".join(words)
+
+    def _reload_soon(self) -> None:
+        if self._status:  # else the configuration has only just been read
+            task = asyncio.create_task(self._reload())
+            self._reloading.add(task)
+            task.add_done_callback(self._reloading.discard)
+
+    async def _reload(self) -> None:
+        """What SIGHUP asks for; the reloader logs how it went."""
+        systemd.reloading()
+        self._refusal = ""
+        try:
+            await self._reloader.reload()
+        except VpnError as exc:
+            self._refusal = str(exc)
+        self._status = self._describe()
+        systemd.ready(self._status)
 
     def _tell_status(self) -> None:
         """Tell systemd how the service is, if that is news and the start is over."""

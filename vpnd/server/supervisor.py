@@ -181,10 +181,10 @@ class Supervisor:
             return None
         return await self._on_message(message)
 
-    async def stop(self) -> None:
-        """Let the worker close its tunnels and end."""
+    async def stop(self, *, good_bye: bool = True) -> None:
+        """Let the worker close its tunnels and end; without a good-bye its session goes on."""
         self._stopping = True
-        self.send(Stop())
+        self.send(Stop(good_bye))
         if self._border is not None:  # it was not told anything yet
             self._border.close()
             self._border = None

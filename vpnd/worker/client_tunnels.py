@@ -66,6 +66,12 @@ class ClientTunnels:
         for tunnel in self._all():
             tunnel.close(reason, code=code)
 
+    def leave(self) -> None:
+        """Close every tunnel without a word: the session goes on later."""
+        for tunnel in self._all():
+            tunnel.connection.close()
+            tunnel.abandon()
+
     def expire(self, now: float) -> None:
         """Do what is due: questions to the server, new keys."""
         current = self.current

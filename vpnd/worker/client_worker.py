@@ -65,6 +65,7 @@ class ClientWorker:
         self._used: RemoteEntry | None = None
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._says_good_bye = False
         self.exit_status = 0
         chacha_first = not has_aes_instructions()
         self._dtls = (
@@ -95,7 +96,10 @@ class ClientWorker:
         }
         self.control.send(Ready())
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        self._tunnels.close("client is stopping", code=cstp.USER_LOGOUT)
+        if self._says_good_bye:
+            self._tunnels.close("client is stopping", code=cstp.USER_LOGOUT)
+        else:  # the master is to be started again, or died
+            self._tunnels.leave()
         await asyncio.sleep(0)  # lets the transports write what they hold
         self.control.close()
         for task in pending:
@@ -267,6 +271,7 @@ class ClientWorker:
         if isinstance(message, NetworkChanged):
             self._network_changed(message.reason)
         elif isinstance(message, Stop):
+            self._says_good_bye = message.good_bye
             self._stopping.set()
         return None
 

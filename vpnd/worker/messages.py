@@ -395,7 +395,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Master -> worker: close everything and exit; sessions stay resumable."""
+    """Master -> worker: close everything and exit; a server's sessions stay resumable."""
+
+    good_bye: bool = True
+    """A client tells its server that its session is over; else it may come back by its cookie."""
 
 
 Message = (
