@@ -12,8 +12,9 @@ from vpnd.auth.login import LoginAccepted
 from vpnd.config.model import NetworkOptions, ServerConfig, ServerLogOptions, SessionOptions
 from vpnd.errors import StoreError
 from vpnd.policy.leases import MAX_SLOTS, Pool, PoolExhausted
+from vpnd.server.grant import OWN_DPD_S
 from vpnd.server.retention import INTERVAL
-from vpnd.server.sessions import OWN_DPD_S, Change, Sessions
+from vpnd.server.sessions import Change, Sessions
 from vpnd.store.contract import Client, Session, Store, User
 from vpnd.store.memory import MemoryStore
 from vpnd.store.sqlite import open_store

@@ -11,7 +11,6 @@ one is *coming* until the worker says that the client uses it; then it serves th
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 
 from vpnd import log
 from vpnd.auth.cookies import cookie_hash, new_cookie, new_session_id
@@ -20,6 +19,7 @@ from vpnd.auth.standing import resume_refusal
 from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError, VpnError
 from vpnd.policy.leases import Lease, Pool, client_lease_key, user_lease_key
+from vpnd.server.grant import granted
 from vpnd.server.retention import Retention
 from vpnd.server.standing import StandingWatch
 from vpnd.store.contract import Session, Store
@@ -31,8 +31,6 @@ from vpnd.worker.messages import (
     TunnelProved,
     TunnelTakesOver,
 )
-
-OWN_DPD_S = 10  # our own clients answer, and find a dead server soon
 
 EndTunnel = Callable[[int, str], None]
 """(tunnel number, reason): tell the worker to end it and the client not to come back."""
@@ -265,36 +263,9 @@ class Sessions:
         )
         if earlier is None:
             self.on_change(Change(session.id, "", serving=True))
-        reply = self._reply(session, number, shown4, shown6, now)
-        dpd_s = min(reply.dpd_s, OWN_DPD_S) if query.is_own else reply.dpd_s
-        return replace(reply, dpd_s=dpd_s, beside=earlier.number if earlier else 0)
-
-    def _reply(
-        self, session: Session, number: int, address4: str, address6: str, now: float
-    ) -> OpenReply:
-        network, timers = self.config.network, self.config.session
-        netmask = self._pool.ipv4.netmask if self._pool.ipv4 else IPv4Address(2**32 - 1)
-        left = max(1, int(session.expires_at - now)) if session.expires_at else 0
-        return OpenReply(
-            tunnel=number,
-            session=session.id,
-            user=session.user,
-            address4=address4,
-            netmask4=str(netmask),
-            address6=address6,
-            prefix6=self._pool.ipv6.prefixlen if self._pool.ipv6 else 0,
-            mtu=network.mtu,
-            dns=[str(server) for server in network.dns],
-            default_domain=network.default_domain,
-            split_include=[str(prefix) for prefix in network.routes],
-            split_exclude=[str(prefix) for prefix in network.exclude],
-            server_name=self.config.server.name,
-            dpd_s=timers.dpd_s,
-            keepalive_s=timers.keepalive_s,
-            idle_timeout_s=timers.idle_timeout_s,
-            session_left_s=left,
-            rekey_s=timers.rekey_s,
-        )
+        reply = granted(self.config, self._pool, session, now, is_own=query.is_own)
+        beside = earlier.number if earlier else 0
+        return replace(reply, tunnel=number, address4=shown4, address6=shown6, beside=beside)
 
     def take_over(self, report: TunnelTakesOver) -> None:
         """A worker says that a client uses its coming tunnel: it serves the session now."""
