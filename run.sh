@@ -30,7 +30,7 @@ usage: ./run.sh COMMAND
 
   demo [--keep]         three network namespaces, a server, a stock openconnect, a tunnel
   demo --stop           end a demo that was kept
-  test [ARGUMENTS]      all tests, with the newest libraries and with those of Debian 13;
+  test [ARGUMENTS]      all tests, with the newest libraries, those of Debian 13, and the package;
                         with pytest arguments only those tests, with the newest libraries
   test -m systemd       the package on whole Debian systems, which it boots; minutes
   server                run a server on this machine in the foreground; Ctrl-C ends it
@@ -451,34 +451,53 @@ run_tests() {
     if (($#)); then
         exec .venv/bin/python -m pytest -m "$only" "$@"
     fi
-    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
-        say "not tested: Debian 13's libraries, of which there are no packages for $("$PYTHON" -V)"
-        announce .venv "the newest libraries"
-        exec .venv/bin/python -m pytest -m "$only"
-    fi
-    locked make_venv "$HERE/.venv-debian13" test --only-binary=cryptography,numpy \
-        --constraint "$HERE/tests/constraints-debian13.txt" ||
-        die "pip could not install Debian 13's libraries: read $HERE/.venv-debian13/pip.log"
-    test_both_generations "$only"
+    test_all "$only"
 }
 
-# Side by side: network tests wait more than they compute, and their namespaces are their own.
-test_both_generations() { # MARKERS
-    local newest=0 debian13=0 log=$HERE/.cache/test-debian13.log
-    # Marked `once` is what a second time would only repeat, since no library of this generation
-    # has a hand in it: the linters, and the tests that start run.sh and so the programs of .venv.
-    .venv-debian13/bin/python -m pytest -m "not once and $1" >"$log" 2>&1 &
-    readonly BESIDE=$!
-    trap 'kill "$BESIDE" 2>/dev/null || true' EXIT
+# Side by side: these tests wait more than they compute, and their namespaces are their own.
+test_all() { # MARKERS
+    local status=0 beside systems=""
+    if [[ $1 == *"not netns"* ]]; then
+        : # said above
+    elif unshare --mount true 2>/dev/null; then
+        need_packages "${BUILD_PACKAGES[@]}" "${SYSTEM_PACKAGES[@]}"
+        systems=yes
+    else
+        say "not tested: the package on whole systems, which cannot be booted from within a chroot"
+    fi
+    trap 'kill "${BESIDE[@]}" 2>/dev/null || true' EXIT
     trap 'exit 130' INT TERM HUP
-    announce .venv "the newest libraries"
-    .venv/bin/python -m pytest -m "$1" || newest=$?
-    announce .venv-debian13 "the libraries of Debian 13, at the same time"
-    wait "$BESIDE" || debian13=$?
-    trap - EXIT
-    cat "$log"
-    ((newest == 0)) || say "tests failed with the newest libraries: see further up"
-    return $((newest ? newest : debian13))
+    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
+        say "not tested: Debian 13's libraries, of which there are no packages for $("$PYTHON" -V)"
+    else
+        locked make_venv "$HERE/.venv-debian13" test --only-binary=cryptography,numpy \
+            --constraint "$HERE/tests/constraints-debian13.txt" ||
+            die "pip could not install Debian 13's libraries: read $HERE/.venv-debian13/pip.log"
+        # Marked `once` is what a second time would only repeat, since no library of this generation
+        # has a hand in it: the linters, and the tests that start run.sh and so the programs of .venv.
+        test_beside debian13 "the libraries of Debian 13" .venv-debian13 "not once and $1"
+    fi
+    [[ -z $systems ]] || test_beside systems "the package on Debian 13 systems" .venv systemd
+    announce "the newest libraries" .venv
+    .venv/bin/python -m pytest -m "$1" || status=1
+    for beside in "${!BESIDE[@]}"; do
+        wait "${BESIDE[$beside]}" || status=1
+        unset "BESIDE[$beside]"
+        cat "$HERE/.cache/test-$beside.log"
+    done
+    ((status == 0)) || say "tests failed: each of the runs above ends in a summary"
+    return "$status"
+}
+
+declare -A BESIDE=() # runs of pytest in the background, by name
+
+test_beside() { # NAME WHAT VENV MARKERS
+    say "at the same time, shown afterwards: tests with $2"
+    {
+        announce "$2" "$3"
+        exec "$3/bin/python" -m pytest -m "$4"
+    } >"$HERE/.cache/test-$1.log" 2>&1 &
+    BESIDE[$1]=$!
 }
 
 run_deb() { # [VERSION]
@@ -524,8 +543,8 @@ vendored_wheel() { # print the file: what vendor.txt names, by its hash
     printf '%s\n' "$wheel"
 }
 
-announce() { # VENV WHAT
-    say "testing with $2: $("$1/bin/python" -c '
+announce() { # WHAT VENV
+    say "testing with $1: $("$2/bin/python" -c '
 from importlib.metadata import version
 print(*(f"{name} {version(name)}" for name in ("cryptography", "pyopenssl", "pyroute2", "numpy", "h11")), sep=", ")')"
 }
