@@ -21,7 +21,7 @@ ESCAPES = {
 PROSE = {**ESCAPES, "-": "-", "'": "'", '"': '"'}  # hyphens and quotation marks of a sentence
 CODE = re.compile(r"`([^`]+)`")
 PATH = re.compile(r"(\S*/\w\S*)")
-FIRST_WORD = re.compile(r"[a-z]+(?![\w-])")  # not "pin-sha256:...", which is no word
+FIRST_WORD = re.compile(r"[a-z]+(?=['\s,;:]|\.?$)")  # not "pin-sha256:..." or "server.toml"
 OPTION_IN_PROSE = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 RESTART = "Takes effect at a restart."
 

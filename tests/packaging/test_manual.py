@@ -168,6 +168,14 @@ def test_what_a_page_refers_to_is_there(page: Path) -> None:
         assert (MAN / f"{name}.{section}".replace(r"\-", "-")).exists()
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_units_that_are_named_exist(page: Path) -> None:
+    """Somebody types them."""
+    text = page.read_text().replace(r"\-", "-")
+    for name, kind in re.findall(r"(pyvpn-[a-z]+@?)[A-Z]*\.(service|socket|timer|path)\b", text):
+        assert (ROOT / "systemd" / f"{name}.{kind}").exists(), f"{name}.{kind}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.parametrize(
     "lint",
