@@ -40,6 +40,7 @@ FIELDS = frozenset(
         "settings",
         "state",
         "tx_bytes",
+        "uid",
         "user",
         "version",
         "worker",

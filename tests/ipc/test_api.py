@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,9 +246,9 @@ def test_a_bug_is_logged_and_not_told(path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_changes_are_logged_with_who_asked(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Who added this user?  The log tells; it never has the password."""
-    caplog.set_level(logging.INFO, "vpnd.ipc")
+    caplog.set_level(logging.INFO, "pyvpn")
     raw(path, MemoryBackend(), "AddUser", name="alice", groups=[], password="sesame-9")
-    assert "AddUser 'alice' asked by uid" in caplog.text
+    assert f"asked by vpnctl: method=AddUser name=alice uid={os.geteuid()} pid=" in caplog.text
     assert "sesame-9" not in caplog.text
 
 

@@ -111,7 +111,7 @@ def test_a_refusal_changes_nothing(
     assert not networks or networks[-1] is before  # what the helper was told is taken back
     (record,) = caplog.records
     assert record.levelname == "ERROR"
-    assert record.message.startswith("configuration not reloaded, nothing has changed: error=")
+    assert record.message.startswith("configuration not reloaded, nothing has changed: reason=")
     server.refuses = ""
     assert server.reload("[session]\ndpd_s = 60\n") == (["session.dpd_s"], [])
 

@@ -20,6 +20,7 @@ from asyncvarlink import (
 from asyncvarlink.serviceinterface import PermissionDenied
 from asyncvarlink.types import JSONObject
 
+from vpnd import log
 from vpnd.errors import VpnError
 from vpnd.ipc.access import CHANGES, Caller, permits
 from vpnd.ipc.api import Failed
@@ -168,13 +169,12 @@ class Connection(VarlinkInterfaceServerProtocol):
             raise PermissionDenied
         if call.method in CHANGES:
             named = call.parameters.get("name", call.parameters.get("session", ""))
-            name = str(named)[:MAX_LOGGED_NAME]
-            _log.info(
-                "%s %r asked by uid %d, pid %d",
-                call.method_name,
-                name,
-                self._caller.uid,
-                self._caller.pid,
+            log.event(
+                "asked by vpnctl",
+                method=call.method_name,
+                name=str(named)[:MAX_LOGGED_NAME],
+                uid=self._caller.uid,
+                pid=self._caller.pid,
             )
         running: asyncio.Future[None] | None = super().call_received(call, fds)
         return running

@@ -70,7 +70,7 @@ class Reloader:
             try:
                 return await self._reload()
             except VpnError as exc:
-                log.error("configuration not reloaded, nothing has changed", error=str(exc))
+                log.error("configuration not reloaded, nothing has changed", reason=str(exc))
                 raise
 
     async def _reload(self) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ names a session by its App-ID, the next step of a handshake under way, or a reco
 client whose outer address changed.  Anything else is dropped in silence, without state.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -195,6 +196,7 @@ class Datagrams:
         self._peers.set_path(path)
         log.event(
             "DTLS channel ready",
+            level=logging.DEBUG,  # as it should be: that UDP does not pass is the news
             user=tunnel.user,
             session=tunnel.session,
             address=log.endpoint(address),
