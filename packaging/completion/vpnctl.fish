@@ -119,13 +119,13 @@ complete -c vpnctl -n '__vpnctl_at "config"' -a show -d 'Show every value, where
 complete -c vpnctl -n '__vpnctl_at "config check"' -l policy -r -F -d 'the root helper\'s policy (default: /etc/pyvpn/helper.toml)'
 complete -c vpnctl -n '__vpnctl_at "config check" 0' -r -F
 complete -c vpnctl -n '__vpnctl_at "config show" 0' -r -F
-complete -c vpnctl -n '__vpnctl_at "pki"' -a init -d 'Make both; what is there already is never overwritten'
+complete -c vpnctl -n '__vpnctl_at "pki"' -a init -d 'Make the authority and the server\'s keys; what is there is never overwritten'
 complete -c vpnctl -n '__vpnctl_at "pki"' -a status -d 'Show the certificates, their ends, and the pins'
 complete -c vpnctl -n '__vpnctl_at "pki"' -a renew -d 'Renew what is due, answer clients\' requests, write the revocation list'
 complete -c vpnctl -n '__vpnctl_at "pki"' -a crl -d 'Print the revocation list, for programs of others'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l name -x -d 'host name or address of the server, the one for profiles first (may be repeated; default: [server] name in server.toml, else this host\'s full name and address)'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l key-type -x -a 'p256 p384 rsa3072 rsa4096' -d 'kind of all keys that are made (default: p256)'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l if-missing -d 'do nothing where the server has its certificate'
-complete -c vpnctl -n '__vpnctl_at "pki init"' -l config -r -F -d 'server.toml with the name; default: /etc/pyvpn/server.toml'
+complete -c vpnctl -n '__vpnctl_at "pki init"' -l config -r -F -d 'server.toml with the name (default: /etc/pyvpn/server.toml)'
 complete -c vpnctl -n '__vpnctl_at "pki renew"' -l force -d 'renew the server\'s certificate although it is not due'
 complete -c vpnctl -n '__vpnctl_at "pki crl"' -l output -r -F -d 'write it there instead'

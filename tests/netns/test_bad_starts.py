@@ -119,7 +119,7 @@ def test_a_bad_configuration_is_named_by_file_key_and_remedy(
 def test_a_configuration_that_is_not_there_or_not_readable(daemons: Daemons) -> None:
     """The two look alike to whoever wrote it as root."""
     with moved_away(daemons.config_file):
-        assert "no such file; write it or name another with --config" in complaint(daemons, 2)
+        assert "no such file; write it or name another file" in complaint(daemons, 2)
     daemons.config_file.chmod(0o600)
     try:
         assert "cannot be read (Permission denied); let the user" in complaint(daemons, 2)

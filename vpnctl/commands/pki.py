@@ -37,7 +37,10 @@ HEADINGS = ("CERTIFICATE", "UNTIL", "RENEWED FROM", "REMARK")
 def register(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    init = actions.add_parser("init", help="make both; what is there already is never overwritten")
+    init = actions.add_parser(
+        "init",
+        help="make the authority and the server's keys; what is there is never overwritten",
+    )
     init.add_argument(
         "--name",
         action="append",
@@ -55,7 +58,10 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--if-missing", action="store_true", help="do nothing where the server has its certificate"
     )
     init.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"server.toml with the name; default: {CONFIG}"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"server.toml with the name (default: {CONFIG})",
     )
     init.set_defaults(run_action=_init)
     status = actions.add_parser("status", help="show the certificates, their ends, and the pins")

@@ -86,7 +86,7 @@ def load_with_origin(path: Path | str) -> tuple[ServerConfig, frozenset[str]]:
     Raises ConfigError, and nothing else.
     """
     path = Path(path)
-    raw = parse(path, read(path, "write it or name another with --config"))
+    raw = parse(path, read(path, "write it or name another file"))
     refuse_unknown(path, "", raw, READERS)
     config = ServerConfig(**read_tables(path, ServerConfig, raw, READERS))
     _check_together(path, config)
