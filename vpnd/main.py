@@ -59,7 +59,7 @@ def _client_options(options: argparse.ArgumentParser) -> None:
         "--script",
         type=Path,
         metavar="FILE",
-        help="a vpnc-script that sets up addresses and routes instead of the helper",
+        help="a vpnc-script, run without privileges, to set up addresses and routes",
     )
     options.add_argument(
         "--helper-socket",

@@ -60,6 +60,10 @@ def watch(client: Client) -> Mapping[str, Any]:
     assert 1 <= connection["attempt"] <= TRIES
     assert connection["reason"]
     assert client.link_is_up()
+    told = re.findall(r"WARNING waiting: (.*)", client.vpnd.text())
+    assert 1 <= len(told) <= 2  # once for each reason, not for each try
+    assert "address=" in told[-1]
+    assert connection["reason"][:30] in told[-1]
     assert client.cpu_s() < BUSY_S
     print(f"attempt {connection['attempt']}, {client.cpu_s():.1f} s CPU: {connection['reason']}")
     return connection
@@ -158,7 +162,7 @@ def test_a_web_server_with_the_right_key_is_no_vpn_server(
     portal.wait_for("^ready")
     try:
         client.start(to(alice, f"{SERVER4}:{ELSEWHERE}"))
-        watch(client)
+        assert "web page" in watch(client)["reason"]
         assert "asked POST" in portal.text()
     finally:
         portal.kill()

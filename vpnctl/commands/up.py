@@ -48,7 +48,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--script",
         type=Path,
         metavar="FILE",
-        help="a vpnc-script that sets up addresses and routes instead of the helper",
+        help="a vpnc-script, run without privileges, to set up addresses and routes",
     )
     parser.add_argument(
         "--helper-socket",

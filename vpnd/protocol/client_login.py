@@ -107,8 +107,8 @@ class ClientLogin:
         try:
             reply = parse_reply(response.body)
         except Malformed as exc:
-            portal = " (a captive portal?)" if _HTML.match(response.body) else ""
-            return _refused(f"no VPN server answers here{portal}: {exc}", final=False)
+            what = "a web page (a captive portal?)" if _HTML.match(response.body) else str(exc)
+            return _refused(f"no VPN server answers here: {what}", final=False)
         if isinstance(reply, auth_client.LoggedIn):
             return self._logged_in(reply)
         if isinstance(reply, auth_client.CertificateAsked):

@@ -19,7 +19,7 @@ from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_datagrams import ClientDatagrams
 from vpnd.worker.client_stream import ServerConnection
 from vpnd.worker.messages import TunnelStatus
-from vpnd.worker.tunnel import REKEY
+from vpnd.worker.tunnel import REKEY, figures
 
 PROBE_TIMEOUT = 1.5  # seconds for an answer over TLS after the network has changed
 
@@ -197,23 +197,13 @@ class ClientTunnel:
 
     def status(self) -> TunnelStatus:
         """Return the living figures."""
-        peer, tls = self.peer, self.connection.tls
-        path = peer.dtls if peer.dtls_active else None
-        started = path.started_at if path else self.opened_at
-        return TunnelStatus(
-            tunnel=0,
-            outer=log.endpoint(path.address if path else self.connection.address),
-            channel="DTLS" if path else "TLS",
-            cipher=path.sealer.suite.name if path else tls.cipher,
-            tls_version=tls.version,
-            tls_cipher=tls.cipher,
-            group=tls.group,
-            keys_age_s=int(time.monotonic() - started),
-            rx_bytes=peer.rx_bytes,
-            rx_packets=peer.rx_packets,
-            tx_bytes=peer.tx_bytes,
-            tx_packets=peer.tx_packets,
-            drops=dict(peer.drops.as_dict()),
+        return figures(
+            self.peer,
+            self.connection.tls,
+            number=0,
+            address=self.connection.address,
+            opened_at=self.opened_at,
+            now=time.monotonic(),
         )
 
 

@@ -138,7 +138,7 @@ class Connector:
             if isinstance(event, LoginRefused):
                 if event.final:
                     raise Fatal(f"login refused: {event.reason}")
-                raise ConnectionFailed(f"login refused: {event.reason}")
+                raise ConnectionFailed(event.reason)
             if isinstance(event, Redirected):
                 redirects += 1
                 if redirects > MAX_REDIRECTS:

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vpnd import log
 from vpnd.dataplane.inbound import seal_one
 from vpnd.dataplane.peer import Peer
 from vpnd.dataplane.udp_socket import Sent
 from vpnd.errors import LocalProtocolError
+from vpnd.protocol.tls_connection import TlsConnection
 from vpnd.protocol.tls_stream import TlsStream
 from vpnd.wire import cstp
 from vpnd.wire.cstp import PacketType
+from vpnd.worker.messages import TunnelStatus
 
 REKEY = b"pyvpn-rekey"  # payload of a DPD request that asks a client of ours to change its keys
 REKEY_BELOW = 1 << 24  # records left; a minute at 3 Gbit/s
@@ -29,6 +32,34 @@ class TlsChannel(Protocol):
     def finish(self, reason: str, *, final: bool) -> None:
         """End the tunnel and close; `final` when its session is over."""
         ...
+
+
+def figures(
+    peer: Peer,
+    tls: TlsConnection,
+    *,
+    number: int,
+    address: tuple[str, int],
+    opened_at: float,
+    now: float,
+) -> TunnelStatus:
+    """Return the living figures of a tunnel, at either end; `address` is that of TCP."""
+    path = peer.dtls if peer.dtls_active else None
+    return TunnelStatus(
+        tunnel=number,
+        outer=log.endpoint(path.address if path else address),
+        channel="DTLS" if path else "TLS",
+        cipher=path.sealer.suite.name if path else tls.cipher,
+        tls_version=tls.version,
+        tls_cipher=tls.cipher,
+        group=tls.group,
+        keys_age_s=int(now - (path.started_at if path else opened_at)),
+        rx_bytes=peer.rx_bytes,
+        rx_packets=peer.rx_packets,
+        tx_bytes=peer.tx_bytes,
+        tx_packets=peer.tx_packets,
+        drops=dict(peer.drops.as_dict()),
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -57,7 +57,7 @@ from vpnd.worker.messages import (
 from vpnd.worker.overlap import Overlaps
 from vpnd.worker.parameters import tunnel_params
 from vpnd.worker.streams import ClientConnection, connection_factory
-from vpnd.worker.tunnel import Tunnel
+from vpnd.worker.tunnel import Tunnel, figures
 from vpnd.worker.turns import Turns
 
 TICK = 0.5  # seconds between two looks at the clocks of all sessions
@@ -350,23 +350,13 @@ class Worker:
         )
 
     def _tunnel_status(self, tunnel: Tunnel) -> TunnelStatus:
-        peer, tls = tunnel.peer, tunnel.channel.tls
-        path = peer.dtls if peer.dtls_active else None
-        started = path.started_at if path else tunnel.opened_at
-        return TunnelStatus(
-            tunnel=tunnel.number,
-            outer=log.endpoint(path.address if path else tunnel.channel.address),
-            channel="DTLS" if path else "TLS",
-            cipher=path.sealer.suite.name if path else tls.cipher,
-            tls_version=tls.version,
-            tls_cipher=tls.cipher,
-            group=tls.group,
-            keys_age_s=int(self.now() - started),
-            rx_bytes=peer.rx_bytes,
-            rx_packets=peer.rx_packets,
-            tx_bytes=peer.tx_bytes,
-            tx_packets=peer.tx_packets,
-            drops=dict(peer.drops.as_dict()),
+        return figures(
+            tunnel.peer,
+            tunnel.channel.tls,
+            number=tunnel.number,
+            address=tunnel.channel.address,
+            opened_at=tunnel.opened_at,
+            now=self.now(),
         )
 
     def _offloads(self) -> list[OffloadStatus]:
