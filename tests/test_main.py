@@ -70,6 +70,16 @@ def test_a_bad_configuration_is_one_line_and_exit_2(
     assert all(word in line for word in words)
 
 
+def test_why_it_ends_is_an_error_in_the_journal_even_if_nothing_is_logged(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`journalctl -p err` must find it (sd-daemon(3))."""
+    monkeypatch.setenv("JOURNAL_STREAM", "9:9")
+    _, (line,) = run('[log]\nlevel = "none"\n')
+    assert line.startswith("<3>vpnd: ")
+    logging.disable(logging.NOTSET)
+
+
 def test_missing_keys_are_one_line_and_exit_2(run: Run) -> None:
     """A server that was never set up: the remedy is the command that does it."""
     status, (line,) = run("")

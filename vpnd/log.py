@@ -178,6 +178,12 @@ def error(text: str, /, **values: object) -> None:
     event(text, level=logging.ERROR, **values)
 
 
+def last_words(text: str) -> None:
+    """Say why this program ends, whatever the level; an error, where the journal listens."""
+    prefix = "<3>" if "JOURNAL_STREAM" in os.environ else ""
+    print(f"{prefix}{text}", file=sys.stderr)  # noqa: T201 - logging may be switched off
+
+
 def anonymised(text: str) -> str:
     """Return `text` with each IP address in it cut to its /24 or /48, ports taken off.
 

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except VpnError as exc:
-        print(f"vpnd: {exc}", file=sys.stderr)  # noqa: T201 - one line for the operator
+        log.last_words(f"vpnd: {exc}")
         return exc.exit_status
     except KeyboardInterrupt:
         return 130
