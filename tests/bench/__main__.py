@@ -63,9 +63,9 @@ def catalogue(options: argparse.Namespace) -> dict[str, type[System]]:
     """Return every system by the name of its column."""
     kinds: dict[str, type[System]] = {"bare link": Bare, OURS: Pyvpn}
     if options.debian13:
-        kinds["pyvpn, Debian 13"] = _pyvpn(options.debian13, None)
+        kinds["pyvpn Debian 13"] = _pyvpn(options.debian13, None)
     if options.against:
-        kinds["pyvpn, other tree"] = _pyvpn(sys.executable, options.against)
+        kinds["pyvpn other tree"] = _pyvpn(sys.executable, options.against)
     WireGuardGo.path = options.wireguard_go
     kinds |= {
         PEERS["openvpn"]: OpenVpn,

@@ -70,6 +70,52 @@ def test_bad_records_inside_a_train_cost_only_themselves(plane: Plane) -> None:
     assert client.peer.rx_packets == 5
 
 
+def test_a_probe_inside_a_train_is_no_packet(plane: Plane) -> None:
+    """Of the same length as the data around it, so that the kernel merges them."""
+    client = plane.client(2)
+    client.activate()
+    parts, records = train(client, 9)
+    client.sealer._next -= 4  # in place of the sixth record
+    probe = client.seal(bytes(len(parts[0])), PacketType.DPD_REQUEST)
+    client.send_train(b"".join([*records[:5], probe, *records[6:]]), len(probe))
+    plane.read_udp()
+    assert packets(plane.from_tun()) == parts[:5] + parts[6:]
+    (control,) = plane.controls
+    assert control.payload == bytes([PacketType.DPD_REQUEST]) + bytes(len(parts[0]))
+
+
+def test_trains_that_overtook_each_other_arrive(plane: Plane) -> None:
+    """An older train comes in behind a newer one, and some of its records once more."""
+    client = plane.client(2)
+    client.activate()
+    parts, records = train(client, 20)
+    for some in (records[10:], records[:10], records[4:8]):
+        client.send_train(b"".join(some), len(records[0]))
+    plane.read_udp()
+    assert packets(plane.from_tun()) == parts[10:] + parts[:10]
+    assert client.peer.drops.as_dict() == {counters.REPLAYED: 4}
+    assert client.peer.rx_packets == 20
+
+
+def test_a_train_is_judged_packet_by_packet(plane: Plane) -> None:
+    """One of many has a stolen source address, one has a length of its own."""
+    client = plane.client(2)
+    client.activate()
+    parts, _ = train(client, 12)
+    stolen, liar = bytearray(parts[3]), bytearray(parts[7])
+    stolen[15] ^= 1
+    liar[3] ^= 1
+    parts[3], parts[7] = bytes(stolen), bytes(liar)
+    records = [client.seal(part) for part in parts]
+    client.send_train(b"".join(records), len(records[0]))
+    plane.read_udp()
+    assert packets(plane.from_tun()) == [p for n, p in enumerate(parts) if n not in (3, 7)]
+    dropped = {counters.INNER_SOURCE: 1, counters.INNER_MALFORMED: 1}
+    assert client.peer.drops.as_dict() == dropped
+    assert client.peer.rx_packets == 10
+    assert client.peer.rx_bytes == 10 * len(parts[0])
+
+
 def test_a_whole_train_sent_twice_arrives_once(plane: Plane) -> None:
     """Somebody on the path records and repeats."""
     client = plane.client(2)

@@ -171,6 +171,103 @@ def test_an_error_of_the_kernel_moves_traffic_to_tls(plane: Plane) -> None:
     assert client.peer.drops.as_dict() == {}
 
 
+def trains(client: Client) -> list[list[int]]:
+    """Return the sizes of the datagrams of each train that the client got."""
+    found = []
+    while (train := client.udp.receive()) is not None:
+        size, data = train.size, len(train.data)
+        found.append([min(size, data - at) for at in range(0, data, size)])
+    return found
+
+
+def test_superpackets_of_a_wakeup_fill_trains(plane: Plane) -> None:
+    """A train holds fewer records than a superpacket: none leaves half empty for that."""
+    client = plane.client(2)
+    path = client.activate()
+    overhead = path.sealer.suite.overhead + 1
+    packet = tcp(INTERNET4, client.address4, 48 * 1348)
+    plane.to_tun(packet.frame(1348))
+    record = len(packet.segments(1348)[0]) + overhead
+    assert trains(client) == [[record] * 45, [record] * 3]
+    plane.to_tun(*[packet.frame(1348)] * 3)
+    assert trains(client) == [[record] * 45, [record] * 45, [record] * 45, [record] * 9]
+    assert client.peer.tx_packets == 48 * 4
+
+
+def test_acknowledgements_of_a_wakeup_leave_together(plane: Plane) -> None:
+    """Once the kernel has taken one of the size, since one it refuses goes over TLS."""
+    client = plane.client(2)
+    client.activate()
+    plane.to_tun(*[to(client, 0)] * 5)
+    assert [len(train) for train in trains(client)] == [1, 4]
+
+
+def test_what_is_gathered_keeps_its_order_and_its_peer(plane: Plane) -> None:
+    """Sizes and peers change in mid-wake-up."""
+    clients = [plane.client(2), plane.client(3)]
+    for client in clients:
+        client.activate()
+        plane.to_tun(to(client, 900))
+        client.received()
+    sizes = (10, 10, 900, 901, 901, 10)
+    plane.to_tun(*[to(clients[n % 2], size) for n, size in enumerate(sizes)])
+    for n, client in enumerate(clients):
+        expected = [b"\0" + to(client, size)[len(PLAIN) :] for size in sizes[n::2]]
+        assert client.received() == expected
+
+
+def test_a_shorter_last_segment_ends_its_train(plane: Plane) -> None:
+    """Nothing may follow it there: the receiver cuts at equal lengths."""
+    client = plane.client(2)
+    client.activate()
+    packet = tcp(INTERNET4, client.address4, 10_500)
+    plane.to_tun(packet.frame(1000), packet.frame(1000), packet.frame(1000))
+    expected = [b"\0" + segment for segment in packet.segments(1000)] * 3
+    assert client.received() == expected
+    assert client.peer.tx_bytes == sum(len(payload) - 1 for payload in expected)
+
+
+def test_gathered_packets_that_the_kernel_refuses_are_counted(plane: Plane) -> None:
+    """A firewall came up in mid-transfer: what waited is lost, what follows goes over TLS."""
+    client = plane.client(2)
+    path = client.activate()
+    plane.to_tun(to(client))
+    path.address = ("255.255.255.255", 9)  # refused without SO_BROADCAST
+    plane.to_tun(to(client), to(client), to(client))
+    assert client.peer.drops.as_dict() == {counters.UDP_REFUSED: 3}
+    assert not client.peer.dtls_active
+    plane.to_tun(to(client))
+    assert len(client.stream.packets) == 1
+    assert client.peer.tx_packets == 2
+
+
+def test_a_link_that_became_narrower_costs_one_wakeup(plane: Plane) -> None:
+    """The size was proven before; from then on packets that are refused go over TLS."""
+    client = plane.client(2)
+    path = client.activate()
+    plane.to_tun(to(client, 1200))
+    path.udp = UdpSocket(NarrowLink())  # type: ignore[arg-type]
+    plane.to_tun(to(client, 1200), to(client, 1200))
+    assert client.peer.drops.as_dict() == {counters.UDP_REFUSED: 2}
+    plane.to_tun(to(client, 1200), to(client, 1200))
+    assert len(client.stream.packets) == 2
+    assert client.peer.dtls_active
+    assert client.peer.drops.as_dict() == {counters.UDP_REFUSED: 2}
+
+
+def test_keys_used_up_amid_a_wakeup_lose_nothing_sealed_before(plane: Plane) -> None:
+    """The records that had a number leave."""
+    client = plane.client(2)
+    path = client.activate()
+    plane.to_tun(to(client, 900))
+    packet = tcp(INTERNET4, client.address4, 5400)
+    path.sealer._next = path.sealer._stop - 14
+    plane.to_tun(*[packet.frame(900)] * 3)
+    assert len(client.received()) == 1 + 12
+    assert client.peer.drops.as_dict() == {counters.KEYS_USED_UP: 6}
+    assert path.sealer.records_left == 2
+
+
 def test_used_up_keys_move_traffic_to_tls(plane: Plane) -> None:
     """A record number is never used twice, whatever it costs."""
     client = plane.client(2)

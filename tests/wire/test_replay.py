@@ -26,6 +26,24 @@ def test_a_number_is_accepted_once_and_only_inside_the_window(numbers: list[int]
             seen.add(number)
 
 
+@given(NUMBERS, st.integers(0, 3 * WINDOW), st.integers(1, 64), NUMBERS)
+def test_a_run_is_accepted_as_its_numbers_are_or_not_at_all(
+    before: list[int], first: int, count: int, after: list[int]
+) -> None:
+    """A train goes by the run; what comes in behind it cannot tell."""
+    window, model = ReplayWindow(), ReplayWindow()
+    for number in before:
+        assert window.accept(number) is model.accept(number)
+    if window.accept_run(first, count):
+        assert first > max(before, default=-1)
+        assert all(model.accept(number) for number in range(first, first + count))
+    else:
+        assert first <= max(before)
+    assert window.newest == model.newest
+    for number in after:
+        assert window.accept(number) is model.accept(number)
+
+
 def test_the_window_is_as_wide_as_it_says() -> None:
     """Reordering across queues must not cost packets; one record more is one too many."""
     window = ReplayWindow()

@@ -5,20 +5,27 @@ gets after the batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 
 from vpnd.dataplane import counters
 from vpnd.dataplane.counters import Drops
 from vpnd.dataplane.peer import DtlsPath, Peer, PeerTable
 from vpnd.dataplane.tun_queue import TunQueue
-from vpnd.dataplane.udp_socket import RECEIVE_SIZE, Train, UdpSocket
+from vpnd.dataplane.udp_socket import Train, UdpSocket
 from vpnd.errors import Malformed
 from vpnd.wire import ip
 from vpnd.wire.coalesce import coalesce
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_record import APPLICATION_DATA, HEADER, RecordSealer, split_records
+from vpnd.wire.rows import MAX_ROWS, RecordRows
 
 RECEIVES_PER_WAKEUP = 12  # trains; coalescing across them is worth 10-20 %
+TYPE_SIZE = 1  # the packet type, in front of each packet in a record
+VECTOR_FROM = 4  # records; below, array calls cost more than they spare
+_DATA = bytes([PacketType.DATA])
+_type_of = itemgetter(0)
 _LINK_LOCAL6 = b"\xfe\x80"
 _UNSPECIFIED6 = bytes(16)
 
@@ -56,15 +63,14 @@ class Inbound:
         self._on_control = on_control
         self._on_stray = on_stray
         self._on_confirmed = on_confirmed
-        self._room = memoryview(bytearray(RECEIVES_PER_WAKEUP * RECEIVE_SIZE))
+        self._rows = RecordRows()
 
     def on_readable(self, udp: UdpSocket) -> None:
         """Take a bounded number of trains and write their packets in as few frames as possible."""
         now = self._clock()
-        packets: list[memoryview] = []
+        packets: list[bytes] = []
         controls: list[Control] = []
         owner: Peer | None = None
-        used = 0
         for _ in range(RECEIVES_PER_WAKEUP):
             train = udp.receive()
             if train is None:
@@ -76,10 +82,10 @@ class Inbound:
                 if path is None:
                     continue
             if path.peer is not owner:
-                self._write(owner, packets, now)
+                self._write(owner, packets, TYPE_SIZE, now)
                 packets, owner = [], path.peer
-            used = self._open(path, train, used, packets, controls, now)
-        self._write(owner, packets, now)
+            self._open(path, udp, train, packets, controls, now)
+        self._write(owner, packets, TYPE_SIZE, now)
         for control in controls:
             self._on_control(control)
 
@@ -88,50 +94,75 @@ class Inbound:
 
         Return the train from that one on.
         """
-        for at in range(0, len(train.data), train.size):
+        for number, at in enumerate(range(0, len(train.data), train.size)):
             self._on_stray(udp, train, train.data[at : at + train.size])
             if train.address in self._peers.outer:
-                return Train(train.data[at:], train.size, train.address, train.ancillary)
+                return replace(train, data=train.data[at:], first=number)
         return train
 
     def _open(
         self,
         path: DtlsPath,
+        udp: UdpSocket,
         train: Train,
-        used: int,
-        packets: list[memoryview],
+        packets: list[bytes],
         controls: list[Control],
         now: float,
-    ) -> int:
-        """Open the records of one train; return how much of the room is used."""
-        peer, room, opener, replay = path.peer, self._room, path.opener, path.replay
-        authentic = False
-        for at in range(0, len(train.data), train.size):
-            datagram = train.data[at : at + train.size]
-            for record in self._records(datagram):
+    ) -> None:
+        """Open the records of one train; add the packets, their type byte in front."""
+        peer, replay, data, size = path.peer, path.replay, train.data, train.size
+        opened = self._open_rows(path, udp, train)
+        at = len(opened) * size
+        authentic = bool(opened)
+        if bytes(map(_type_of, opened)).strip(_DATA):
+            self._sort(path, opened, packets, controls)
+        else:
+            packets += opened
+        for start in range(at, len(data), size):
+            for record in self._records(data[start : start + size]):
                 try:
-                    kind, sequence, size = opener.open(record, room[used:])
+                    kind, sequence, payload = path.opener.read(record)
                 except Malformed:
                     self._refused(path, record, controls)
                     continue
                 if not replay.accept(sequence):
                     peer.drops.add(counters.REPLAYED)
                     continue
-                payload = room[used : used + size]
-                if kind != APPLICATION_DATA:
-                    controls.append(Control(path, kind, bytes(payload), authentic=True))
-                    continue
-                authentic = True
-                if size and payload[0] == PacketType.DATA:
-                    packets.append(payload[1:])
-                    used += size
+                if kind == APPLICATION_DATA:
+                    authentic = True
+                    self._sort(path, (payload,), packets, controls)
                 else:
-                    controls.append(Control(path, kind, bytes(payload), authentic=True))
+                    controls.append(Control(path, kind, payload, authentic=True))
         if authentic:
             peer.liveness.heard_dtls(now)
             if not (path.confirmed and peer.dtls_active):
                 self._on_confirmed(path)
-        return used
+
+    def _open_rows(self, path: DtlsPath, udp: UdpSocket, train: Train) -> Sequence[bytes]:
+        """Return the payloads of all full records of an orderly train, else nothing."""
+        data, size = train.data, train.size
+        count, prefix = min(len(data) // size, MAX_ROWS), path.opener.prefix_size
+        if count < VECTOR_FROM or size <= prefix:
+            return ()
+        first, stop = train.first, train.first + count
+        ciphertexts = udp.cells.views(size, stop, skip=prefix)[first:stop]
+        opened = path.opener.open_rows(self._rows, data, size, ciphertexts)
+        if opened is None or not path.replay.accept_run(opened[0], count):
+            return ()
+        return opened[1]
+
+    def _sort(
+        self,
+        path: DtlsPath,
+        payloads: Sequence[bytes],
+        packets: list[bytes],
+        controls: list[Control],
+    ) -> None:
+        for payload in payloads:
+            if payload and payload[0] == PacketType.DATA:
+                packets.append(payload)
+            else:
+                controls.append(Control(path, APPLICATION_DATA, payload, authentic=True))
 
     def _records(self, datagram: memoryview) -> Sequence[memoryview]:
         """Return the datagram's records: nearly always it is one."""
@@ -154,36 +185,41 @@ class Inbound:
 
     def from_tls(self, peer: Peer, packets: Sequence[memoryview]) -> None:
         """Take the data packets one reading of a TLS channel brought."""
-        self._write(peer, packets, self._clock())
+        self._write(peer, packets, 0, self._clock())
 
-    def _write(self, peer: Peer | None, packets: Sequence[memoryview], now: float) -> None:
+    def _write(
+        self,
+        peer: Peer | None,
+        packets: Sequence[bytes | memoryview],
+        headroom: int,
+        now: float,
+    ) -> None:
         if peer is None or not packets:
             return
-        good = [packet for packet in packets if self._may_send(peer, packet)]
-        if not good:
-            return
-        peer.rx_packets += len(good)
-        peer.rx_bytes += sum(map(len, good))
-        peer.liveness.data(now)
-        for pieces in coalesce(good):
+        frames = coalesce(packets, headroom=headroom, judge=partial(self._may_send, peer))
+        if frames:
+            peer.liveness.data(now)
+        for pieces in frames:
             if not self._tun.write(pieces):
                 peer.drops.add(counters.TUN_FULL)
 
-    def _may_send(self, peer: Peer, packet: memoryview) -> bool:
-        """Return whether the packet is one and comes from the peer's own inner address.
+    def _may_send(self, peer: Peer, packet: memoryview, count: int) -> bool:
+        """Return whether packets like this are packets and come from the peer's own address.
 
-        From a gateway it must be for our own inner address instead.
+        From a gateway they must be for our own inner address instead.
         """
         try:
             source = ip.destination(packet) if peer.is_gateway else ip.source(packet)
         except Malformed:
-            peer.drops.add(counters.INNER_MALFORMED)
+            peer.drops.add(counters.INNER_MALFORMED, count)
             return False
         if source in (peer.address4, peer.address6):
+            peer.rx_packets += count
+            peer.rx_bytes += count * len(packet)
             return True
         link_local = source[:2] == _LINK_LOCAL6 or source == _UNSPECIFIED6
         local = len(source) == 16 and link_local
-        peer.drops.add(counters.LINK_LOCAL if local else counters.INNER_SOURCE)
+        peer.drops.add(counters.LINK_LOCAL if local else counters.INNER_SOURCE, count)
         return False
 
 

@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass
 from enum import Enum
 
+from vpnd.wire.rows import Cells
+
 IP_PKTINFO = 8  # linux/in.h
 IP_MTU_DISCOVER = 10
 IPV6_MTU_DISCOVER = 23
@@ -56,19 +58,27 @@ class Train:
     """Where it came from."""
     ancillary: Ancillary
     """Hand this to `send_train` so that the answer leaves from the address asked."""
+    first: int = 0
+    """How many datagrams of the size lie before `data` in the socket's buffer."""
+
+
+def per_train(size: int) -> int:
+    """Return how many datagrams of a size one train carries."""
+    return max(1, min(MAX_SEGMENTS, MAX_TRAIN // size))
 
 
 class UdpSocket:
     """Receives and sends trains of datagrams; owns the socket."""
 
-    __slots__ = ("_ancillary", "_buffer", "_view", "family", "gro", "gso", "gso_reason", "socket")
+    __slots__ = ("_ancillary", "_buffer", "cells", "family", "gro", "gso", "gso_reason", "socket")
 
     def __init__(self, udp: socket.socket, *, gso: bool = True, gro: bool = True) -> None:
         self.socket = udp
         self.family = udp.family
         udp.setblocking(False)
         self._buffer = bytearray(RECEIVE_SIZE)
-        self._view = memoryview(self._buffer)
+        self.cells = Cells(memoryview(self._buffer))
+        """What `receive` has brought, to be cut into its datagrams."""
         self._ancillary: dict[bytes, Ancillary] = {}
         self.gro = gro and self._enable(SOL_UDP, UDP_GRO, 1)
         self.gso = gso and self._enable(SOL_UDP, UDP_SEGMENT, 0)
@@ -100,7 +110,7 @@ class UdpSocket:
             elif kind in (IP_PKTINFO, socket.IPV6_PKTINFO):
                 ancillary = self._answer_from(level, kind, data)
         # at least 1: an empty datagram has no length to step by
-        return Train(self._view[:size], segment or size or 1, address[:2], ancillary)
+        return Train(self.cells.buffer[:size], segment or size or 1, address[:2], ancillary)
 
     def _answer_from(self, level: int, kind: int, data: bytes) -> Ancillary:
         """Return the control message that makes an answer leave from where `data` arrived."""
@@ -128,7 +138,7 @@ class UdpSocket:
         """Send `data` as datagrams of `size` bytes, the last may be shorter."""
         if not self.gso or len(data) <= size:
             return self._send_each(data, size, address, ancillary)
-        step = size * max(1, min(MAX_SEGMENTS, MAX_TRAIN // size))
+        step = size * per_train(size)
         extra = [*ancillary, (SOL_UDP, UDP_SEGMENT, _U16.pack(size))]
         for at in range(0, len(data), step):
             piece = data[at : at + step]

@@ -15,20 +15,23 @@ passed on as it came:
 
 Two steps.  A stretch of packets of one length is examined as rows of one array, which says
 where a row follows the row before it.  What hangs together is a block, a lone packet too;
-blocks then extend the superpackets under way, one for each flow, in order of arrival.
+blocks then extend the superpackets under way, one for each flow, in order of arrival.  The
+packets of a block have the same addresses, so whether they may pass is asked once for all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from struct import Struct
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vpnd.wire import checksum, ip, virtio
+from vpnd.wire.rows import Rows
 
 Iovec: TypeAlias = list[bytes | memoryview]
+Judge: TypeAlias = Callable[[memoryview, int], bool]
 
 TCP_HEADER = 20
 TCP_CHECKSUM = 16
@@ -42,14 +45,27 @@ _U16 = Struct("!H")
 _U32 = Struct("!I")
 
 
+class _Part(NamedTuple):
+    """Packets of a superpacket: rows of a stretch, or one packet that belongs to none."""
+
+    rows: Rows | None
+    first: int
+    packets: int
+    packet: memoryview
+
+
 class _Block:
     """Packets that hang together, and the facts about the first of them."""
 
-    __slots__ = ("checked", "ended", "flow", "header", "key", "number", "packets", "sequence",
-                 "size", "upper")  # fmt: skip
+    __slots__ = ("checked", "count", "ended", "first", "flags", "flow", "header", "key", "number",
+                 "packet", "parts", "rows", "sequence", "size", "upper")  # fmt: skip
 
     def __init__(self, packet: memoryview, flow: bytes | None, upper: int) -> None:
-        self.packets = [packet]
+        self.packet = packet
+        self.count = 1
+        self.rows: Rows | None = None  # where the packets are, if there are several
+        self.first = 0
+        self.parts: list[_Part] = []  # of a superpacket under way
         self.flow = flow  # None: cannot be told; empty: not TCP
         self.upper = upper  # offset of the TCP header
         self.header = _plain_headers(packet, upper) if flow else 0  # 0: never merged
@@ -58,28 +74,49 @@ class _Block:
             self.key = int.from_bytes(packet[: self.header], "big") & _mask(upper, self.header)
             self.sequence: int = _U32.unpack_from(packet, upper + 4)[0]
             self.number = _number(packet)
-            self.ended = bool(packet[upper + 13] & (PSH | FIN))
+            self.flags = packet[upper + 13] & (PSH | FIN)  # of the last packet
+            self.ended = bool(self.flags)
             self.checked: bool | None = None  # not known yet
 
     def is_intact(self) -> bool:
         """Return whether the checksums hold, computing them at most once."""
         if self.checked is None:
-            self.checked = _checksums_hold(self.packets[0], self.upper)
+            self.checked = _checksums_hold(self.packet, self.upper)
         return self.checked
 
+    def part(self, count: int) -> _Part:
+        """Return the first packets of the block."""
+        return _Part(self.rows, self.first, count, self.packet)
 
-def coalesce(packets: Sequence[memoryview]) -> list[Iovec]:
+    def drop_first(self, count: int) -> None:
+        """Leave out packets that have gone elsewhere; some must stay."""
+        assert self.rows is not None
+        self.first += count
+        self.count -= count
+        self.packet = self.rows.row(self.first)
+        self.sequence = self.sequence + count * self.size & 0xFFFFFFFF
+        if self.number is not None:
+            self.number = self.number + count & 0xFFFF
+
+
+def coalesce(
+    packets: Sequence[bytes | memoryview], *, headroom: int = 0, judge: Judge | None = None
+) -> list[Iovec]:
     """Return what to write to the TUN, one `os.writev` each, for packets of one peer.
 
-    Each iovec begins with a 10-byte virtio_net_hdr.  A superpacket follows as its headers
-    and one view of each segment's payload, anything else as the packet itself, untouched.
+    Each packet lies behind `headroom` bytes.  `judge` is given a packet and the number of
+    those that have the same length, and addresses, and are still to come; those it turns down
+    are left out.  Each iovec begins with a 10-byte virtio_net_hdr.  A superpacket follows as its
+    headers and pieces of payload, anything else as the packet itself, untouched.
     The packets of a flow keep their order; flows may be overtaken by one another.  The views
     are of the caller's memory, which must stay as it is until they are written.  Never raises:
     what does not look like TCP is passed on as it is.
     """
     blocks: list[_Block] = []
     under_way: dict[bytes, _Block] = {}
-    for block in _blocks(packets):
+    for block in _blocks(packets, headroom):
+        if judge is not None and not judge(block.packet, block.count):
+            continue
         if block.flow is None:  # a fragment, say, which may be part of any flow
             under_way.clear()
             blocks.append(block)
@@ -87,97 +124,109 @@ def coalesce(packets: Sequence[memoryview]) -> list[Iovec]:
         taken = 0
         if run := under_way.get(block.flow):
             taken = _extend(run, block)
-        if taken == len(block.packets):
+        if taken == block.count:
             continue
         if taken:
-            _drop_first(block, taken)
+            block.drop_first(taken)
         blocks.append(block)
         if block.header:
+            block.parts = [block.part(block.count)]
             under_way[block.flow] = block
         else:
             under_way.pop(block.flow, None)
     return [_iovec(block) for block in blocks]
 
 
-def _blocks(packets: Sequence[memoryview]) -> Iterator[_Block]:
+def _blocks(packets: Sequence[bytes | memoryview], headroom: int) -> Iterator[_Block]:
     """Yield the packets in order, those in blocks that follow one another."""
+    sizes = list(map(len, packets))
     start, count = 0, len(packets)
     while start < count:
-        size, stop = len(packets[start]), start + 1
-        while stop < count and len(packets[stop]) == size:
+        size, stop = sizes[start], start + 1
+        if not start and sizes.count(size) == count:
+            stop = count
+        while stop < count and sizes[stop] == size:
             stop += 1
         while start < stop:
-            block = _Block(packets[start], *_flow(packets[start]))
+            packet = memoryview(packets[start])[headroom:]
+            block = _Block(packet, *_flow(packet))
             if block.header and stop - start >= VECTOR_FROM:
-                yield from _split(packets[start:stop], block)
+                yield from _split(Rows(packets[start:stop], headroom), block)
                 break
             yield block
             start += 1
         start = stop
 
 
-def _split(packets: Sequence[memoryview], block: _Block) -> Iterator[_Block]:
+def _split(rows: Rows, block: _Block) -> Iterator[_Block]:
     """Yield blocks of packets of one length, the first packet's block being known."""
-    follows, intact = _examine(packets, block)
-    upper, header = block.upper, block.header
+    follows, intact = _examine(rows, block)
+    upper, header, count = block.upper, block.header, rows.count
     longest = min(MAX_SEGMENTS, (ip.MAX_PACKET - header) // block.size)
-    start, count = 0, len(packets)
+    start = 0
     while True:
         stop = start + 1
-        if block.header == header and block.upper == upper:  # as `_examine` took it to be
-            block.checked = True if intact[start] else None
+        block.rows, block.first = rows, start
+        if block.header == header and block.upper == upper:  # else not what was examined
+            block.checked = bool(intact[start])
             if stop < count and follows[stop]:
                 stop = follows.find(0, stop, start + longest)
                 stop = min(start + longest, count) if stop < 0 else stop
-                block.packets = list(packets[start:stop])
-                block.ended = bool(packets[stop - 1][upper + 13] & (PSH | FIN))
+                block.count = stop - start
+                block.flags = rows.row(stop - 1)[upper + 13] & (PSH | FIN)
+                block.ended = bool(block.flags)
         yield block
         if stop == count:
             return
         start = stop
-        block = _Block(packets[start], *_flow(packets[start]))
+        packet = rows.row(start)
+        block = _Block(packet, *_flow(packet))
 
 
-def _examine(packets: Sequence[memoryview], first: _Block) -> tuple[bytes, bytes]:
+def _examine(packets: Rows, first: _Block) -> tuple[bytes, bytes]:
     """Return, for packets of one length, which follow the one before and which are intact.
 
     One byte, 0 or 1, for each packet.  They are taken to have headers of the sizes that the
     first has; for others the answers mean nothing.  What holds for every row of a train is
     asked of all at once, and row by row only if it does not.
     """
-    rows, stride, upper, header = len(packets), len(packets[0]), first.upper, first.header
-    data = b"".join(packets)
-    words = np.ndarray((rows, header // 4), np.uint32, data, 0, (stride, 4))
+    data, rows, stride, at = packets.data, packets.count, packets.stride, packets.headroom
+    upper, header = first.upper, first.header
+    words = np.ndarray((rows, header // 4), np.uint32, data, at, (stride, 4))
     differences = (words[1:] ^ words[:-1]) & _row_mask(upper, header)
-    sequence = np.ndarray((rows,), ">u4", data, upper + 4, (stride,)).astype(np.uint32)
+    sequence = np.ndarray((rows,), ">u4", data, at + upper + 4, (stride,)).astype(np.uint32)
     follows = np.zeros(rows, np.bool_)
     rest = follows[1:]
     np.equal(sequence[1:] - sequence[:-1], first.size, out=rest)
     if np.count_nonzero(differences):
         rest &= ~differences.any(axis=1)
-    flags = data[upper + 13 :: stride]
+    flags = data[at + upper + 13 :: stride]
     if flags.count(ACK) != rows:
         rest &= np.frombuffer(flags, np.uint8)[:-1] & (PSH | FIN) == 0
     if upper == ip.IPV4_HEADER:
-        fragmenting = data[6::stride]
+        fragmenting = data[at + 6 :: stride]
         if fragmenting.count(ip.IPV4_DONT_FRAGMENT >> 8) != rows:
-            numbers = np.ndarray((rows,), ">u2", data, 4, (stride,)).astype(np.uint16)
+            numbers = np.ndarray((rows,), ">u2", data, at + 4, (stride,)).astype(np.uint16)
             atomic = np.frombuffer(fragmenting, np.uint8) & (ip.IPV4_DONT_FRAGMENT >> 8) != 0
             rest &= atomic[1:] | (numbers[1:] - numbers[:-1] == 1)
-    intact = _intact_rows(data, rows, stride, upper)
+    intact = _intact_rows(packets, upper)
     whole = intact.tobytes()
     if 0 in whole:
         rest &= intact[1:] & intact[:-1]
     return follows.tobytes(), whole
 
 
-def _intact_rows(data: bytes, rows: int, stride: int, upper: int) -> npt.NDArray[np.bool_]:
-    """Return which rows, packets back to back, have right checksums (see `_checksums_hold`)."""
+def _intact_rows(rows: Rows, upper: int) -> npt.NDArray[np.bool_]:
+    """Return which rows have right checksums (see `_checksums_hold`)."""
+    data, count, stride, at = rows.data, rows.count, rows.stride, rows.headroom
     begin = 12 if upper == ip.IPV4_HEADER else 8  # the addresses of the pseudo-header
-    sums = checksum.row_sums(data, offset=begin, rows=rows, width=stride - begin, stride=stride)
-    intact: npt.NDArray[np.bool_] = (sums + (ip.TCP + stride - upper)) % checksum.MODULUS == 0
+    sums = checksum.row_sums(
+        data, offset=at + begin, rows=count, width=stride - at - begin, stride=stride
+    )
+    sums += ip.TCP + stride - at - upper
+    intact: npt.NDArray[np.bool_] = sums % checksum.MODULUS == 0
     if upper == ip.IPV4_HEADER:
-        sums = checksum.row_sums(data, offset=0, rows=rows, width=upper, stride=stride)
+        sums = checksum.row_sums(data, offset=at, rows=count, width=upper, stride=stride)
         intact &= sums % checksum.MODULUS == 0
     return intact
 
@@ -190,15 +239,18 @@ def _extend(run: _Block, block: _Block) -> int:
         return 0
     if not (run.is_intact() and block.is_intact()):
         return 0
-    length = run.header + len(run.packets) * run.size
-    room = min(MAX_SEGMENTS - len(run.packets), (ip.MAX_PACKET - length) // block.size)
-    taken = min(len(block.packets), room)
+    length = run.header + run.count * run.size
+    room = min(MAX_SEGMENTS - run.count, (ip.MAX_PACKET - length) // block.size)
+    taken = min(block.count, room)
     if block.size < run.size:  # a shorter segment ends the run
         taken = min(taken, 1)
-    run.packets += block.packets[:taken]
-    if taken == len(block.packets):
-        run.ended = block.ended
-    if taken and block.size < run.size:
+    if not taken:
+        return 0
+    run.parts.append(block.part(taken))
+    run.count += taken
+    if taken == block.count:
+        run.flags, run.ended = block.flags, block.ended
+    if block.size < run.size:
         run.ended = True
     return taken
 
@@ -208,17 +260,10 @@ def _headers_match(run: _Block, block: _Block) -> bool:
 
 
 def _is_next(run: _Block, block: _Block) -> bool:
-    count = len(run.packets)
+    count = run.count
     if run.sequence + count * run.size & 0xFFFFFFFF != block.sequence:
         return False
     return run.number is None or run.number + count & 0xFFFF == block.number
-
-
-def _drop_first(block: _Block, count: int) -> None:
-    block.packets = block.packets[count:]
-    block.sequence = block.sequence + count * block.size & 0xFFFFFFFF
-    if block.number is not None:
-        block.number = block.number + count & 0xFFFF
 
 
 def _flow(packet: memoryview) -> tuple[bytes | None, int]:
@@ -298,12 +343,12 @@ def _row_mask(upper: int, header: int) -> npt.NDArray[np.uint32]:
 
 
 def _iovec(run: _Block) -> Iovec:
-    packets = run.packets
-    if len(packets) == 1:
-        return [virtio.PLAIN, packets[0]]
+    if run.count == 1:
+        return [virtio.PLAIN, run.packet]
     upper, header_size = run.upper, run.header
-    header = bytearray(packets[0][:header_size])
-    size = (len(packets) - 1) * run.size + len(packets[-1])
+    header = bytearray(run.packet[:header_size])
+    pieces = [_payload(part, header_size) for part in run.parts]
+    size = header_size + sum(map(len, pieces))
     gso_type = virtio.GSO_TCPV6
     if upper == ip.IPV4_HEADER:
         gso_type = virtio.GSO_TCPV4
@@ -312,8 +357,14 @@ def _iovec(run: _Block) -> Iovec:
         _U16.pack_into(header, 10, checksum.finish(checksum.word_sum(header[:upper])))
     else:
         _U16.pack_into(header, 4, size - ip.IPV6_HEADER)
-    header[upper + 13] |= packets[-1][upper + 13]
+    header[upper + 13] |= run.flags
     total = checksum.pseudo_header(header, ip.TCP, size - upper) % checksum.MODULUS
     _U16.pack_into(header, upper + TCP_CHECKSUM, total or 0xFFFF)  # as the kernel has it
     vnet = virtio.encode(gso_type, header_size, run.size, upper, TCP_CHECKSUM)
-    return [vnet, bytes(header), *[packet[header_size:] for packet in packets]]
+    return [vnet + header, *pieces]
+
+
+def _payload(part: _Part, header: int) -> memoryview:
+    if part.packets == 1 or part.rows is None:
+        return part.packet[header:]
+    return part.rows.payloads(part.first, part.packets, header)

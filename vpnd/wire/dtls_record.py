@@ -10,21 +10,28 @@ ChaCha20-Poly1305 (RFC 7905); the nonce is the IV xor the record number:
     0      1         3       5              11       13
     | type | version | epoch | sequence (6) | length | ciphertext, tag (16) |
 
-No socket, no clock: the caller owns both.  `seal_batch` writes records back to
-back, so that payloads of one size make the layout UDP segmentation offload wants.
+No socket, no clock: the caller owns both.  Records are written back to back, so that payloads
+of one size make the layout UDP segmentation offload wants.  A train of them goes by `seal_rows`
+and `open_rows`: what its records have in common, and their numbers, are written by a few array
+assignments, and nothing but the AEAD is called for each.
 Epoch and sequence travel here as one 64-bit number, which is also what the AEADs
 authenticate.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from struct import Struct
 from struct import error as StructError
 
+import numpy as np
+import numpy.typing as npt
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from vpnd.errors import LocalProtocolError, Malformed
+from vpnd.wire.rows import MAX_ROWS, Cells, RecordRows
 
 CHANGE_CIPHER_SPEC = 20
 ALERT = 21
@@ -40,6 +47,10 @@ FIRST_SEQUENCE = 1024  # above anything the handshake library may have used in t
 _GCM_HEADER = Struct("!B H Q H Q")
 _GCM_NONCE = Struct("!4s Q")
 _AAD = Struct("!Q B H H")
+_NUMBER_AT = 3  # offset of epoch and sequence number
+_NO_NONCE = bytes(8)
+_ALL = slice(None)
+_STEPS = np.arange(MAX_ROWS, dtype=np.uint64) << np.uint64(16)  # number and length in one word
 _HAS_INTO = hasattr(AESGCM, "encrypt_into")  # cryptography 47 and newer
 
 
@@ -95,6 +106,15 @@ class _Direction:
         self._iv_low = int.from_bytes(keys.iv[4:], "big")
         self._prefix_size = HEADER.size + suite.explicit_nonce
 
+    def _fill(
+        self, rows: RecordRows, number: int, count: int, size: int
+    ) -> npt.NDArray[np.uint64]:
+        mask = 0 if self.suite.explicit_nonce else self._iv_low
+        kind = APPLICATION_DATA
+        return rows.fill(
+            number, count, iv=self._iv[:4], mask=mask, kind=kind, version=DTLS12, size=size
+        )
+
     def _nonce(self, number: int) -> bytes:
         if self.suite.explicit_nonce:
             return _GCM_NONCE.pack(self._iv, number)
@@ -145,6 +165,40 @@ class RecordSealer(_Direction):
         self._next = number
         return at
 
+    def seal_rows(
+        self, rows: RecordRows, payloads: Sequence[memoryview], out: Cells, first: int
+    ) -> None:
+        """Write the records of payloads of one size into the cells of `out` from `first` on.
+
+        Raises LocalProtocolError as `seal_batch` does.  The caller knows that they fit.
+        """
+        if len(payloads) > self.records_left:
+            raise LocalProtocolError("these keys are used up")
+        for at in range(0, len(payloads), MAX_ROWS):
+            self._seal_some(rows, payloads[at : at + MAX_ROWS], out, first + at)
+
+    def _seal_some(
+        self, rows: RecordRows, payloads: Sequence[memoryview], out: Cells, first: int
+    ) -> None:
+        count, size, prefix = len(payloads), len(payloads[0]), self._prefix_size
+        record = prefix + size + TAG_SIZE
+        start, shape, strides = first * record, (count,), (record,)
+        numbers = self._fill(rows, self._next, count, size)
+        header = HEADER.pack(APPLICATION_DATA, DTLS12, 0, record - HEADER.size) + _NO_NONCE
+        headers = np.ndarray((count, prefix), np.uint8, out.buffer, start, (record, 1))
+        headers[:] = np.frombuffer(header, np.uint8)[:prefix]
+        np.ndarray(shape, ">u8", out.buffer, start + _NUMBER_AT, strides)[:] = numbers
+        if self.suite.explicit_nonce:
+            np.ndarray(shape, ">u8", out.buffer, start + HEADER.size, strides)[:] = numbers
+        self._next += count
+        cells = out.views(record, first + count, skip=prefix)[first : first + count]
+        if _HAS_INTO:
+            seal = self._aead.encrypt_into
+            deque(map(seal, rows.nonces, payloads, rows.aads, cells), 0)
+        else:
+            sealed = map(self._aead.encrypt, rows.nonces, payloads, rows.aads)
+            deque(map(memoryview.__setitem__, cells, repeat(_ALL), sealed), 0)
+
     def _encrypt_into(
         self, nonce: bytes, payload: memoryview, aad: bytes, out: memoryview
     ) -> None:
@@ -156,10 +210,48 @@ class RecordOpener(_Direction):
 
     __slots__ = ()
 
-    def open(self, record: memoryview, out: memoryview) -> tuple[int, int, int]:
-        """Decrypt one whole record into the start of `out`.
+    @property
+    def prefix_size(self) -> int:
+        """Bytes of a record before its ciphertext."""
+        return self._prefix_size
 
-        Returns (content type, sequence number, payload size).  The sequence number is
+    def open_rows(
+        self, rows: RecordRows, data: memoryview, size: int, ciphertexts: Sequence[memoryview]
+    ) -> tuple[int, list[bytes]] | None:
+        """Open a train: records of `size` bytes each, back to back at the start of `data`.
+
+        `ciphertexts` are views of them behind their prefixes, at most MAX_ROWS.  Returns the
+        first sequence number, those of the others following on, and the payloads, none of
+        them empty.  None if that is not all there is to say, and `read` has to tell: for other
+        contents than data, numbers that do not follow on, or a record that is not authentic.
+        """
+        count, payload = len(ciphertexts), size - self.suite.overhead
+        if payload <= 0:
+            return None
+        kind, version, number, length = HEADER.unpack_from(data)
+        if (kind, version, number >> 48, length) != (APPLICATION_DATA, DTLS12, 1, _behind(size)):
+            return None
+        if not _follow_on(data, size, count):
+            return None
+        self._fill(rows, number, count, payload)
+        if self.suite.explicit_nonce:
+            rows.take_nonces(data, HEADER.size, size, count)
+        try:
+            payloads = list(map(self._aead.decrypt, rows.nonces, ciphertexts, rows.aads))
+        except InvalidTag:
+            return None
+        return number - EPOCH, payloads
+
+    def open(self, record: memoryview, out: memoryview) -> tuple[int, int, int]:
+        """Write the payload to the start of `out`, and return its size instead of it (`read`)."""
+        kind, sequence, payload = self.read(record)
+        out[: len(payload)] = payload
+        return kind, sequence, len(payload)
+
+    def read(self, record: memoryview) -> tuple[int, int, bytes]:
+        """Decrypt one whole record.
+
+        Returns (content type, sequence number, payload).  The sequence number is
         authentic but may be a repeat: ask a `ReplayWindow`.  Raises Malformed for
         anything that is not an authentic record of epoch 1 that fills `record`.
         """
@@ -176,13 +268,28 @@ class RecordOpener(_Direction):
                 nonce = self._iv + record[HEADER.size : prefix]
             else:
                 nonce = self._nonce(number)
-            if _HAS_INTO:
-                self._aead.decrypt_into(nonce, record[prefix:], aad, out[:size])
-            else:
-                out[:size] = self._aead.decrypt(nonce, record[prefix:], aad)
+            payload = self._aead.decrypt(nonce, record[prefix:], aad)
         except (InvalidTag, StructError, ValueError) as exc:
             raise Malformed("record is not authentic") from exc
-        return kind, number - EPOCH, size
+        return kind, number - EPOCH, payload
+
+
+def _behind(size: int) -> int:
+    """Return what the length field of a record of `size` bytes says."""
+    return size - HEADER.size
+
+
+def _follow_on(data: memoryview, size: int, count: int) -> bool:
+    """Return whether records of `size` bytes have the first one's header, and numbers in order.
+
+    Looked at in two words: type, version, epoch and the number's upper half, which seldom
+    changes; the number and the length.
+    """
+    upper = np.ndarray((count,), np.uint64, data, 0, (size,))
+    lower = np.ndarray((count,), ">u8", data, HEADER.size - 8, (size,))
+    if (upper != upper[0]).any():
+        return False
+    return not (lower != lower[0] + _STEPS[:count]).any()
 
 
 def split_records(datagram: memoryview) -> list[memoryview]:

@@ -23,6 +23,16 @@ class ReplayWindow:
         """The highest number accepted so far, -1 before the first."""
         return self._top
 
+    def accept_run(self, first: int, count: int) -> bool:
+        """Accept `count` numbers from `first` on if all are newer than any so far, else none."""
+        if first <= self._top:
+            return False
+        ahead = first + count - 1 - self._top
+        seen = self._seen << ahead if ahead < WINDOW else 0
+        self._seen = (seen | (1 << count) - 1) & _MASK
+        self._top = first + count - 1
+        return True
+
     def accept(self, seq: int) -> bool:
         """Return False for a duplicate or a number older than the window."""
         ahead = seq - self._top

@@ -8,10 +8,11 @@ it, since nobody may look at it (RFC 6864 section 4).
 
     out:  | headroom | segment 0 | headroom | segment 1 | ... | headroom | shorter last |
 
-The first segments are made by numpy, as rows of one array; the last is made by itself, as
-are all of a short train.  The sum of the pseudo-header is taken from the checksum field,
-where the kernel has put it for the whole superpacket: this is right also behind an IPv6
-routing header, whose addresses are not those of the pseudo-header.
+The full segments are made by numpy, as rows of one array; a shorter last one is made by
+itself, as are all of a short train.  Arrays and views of the output buffer are kept from train
+to train, since a bulk transfer always cuts alike.  The sum of the pseudo-header is taken from
+the checksum field, where the kernel has put it for the whole superpacket: this is right also
+behind an IPv6 routing header, whose addresses are not those of the pseudo-header.
 """
 
 from struct import Struct
@@ -21,6 +22,7 @@ import numpy as np
 
 from vpnd.errors import Malformed
 from vpnd.wire import checksum, ip, virtio
+from vpnd.wire.rows import Cells
 
 TCP_HEADER = 20
 UDP_HEADER = 8
@@ -32,9 +34,11 @@ MIN_GSO_SIZE = 8  # TCP_MIN_GSO_SIZE of net/tcp.h: a 48-byte MSS less 40 bytes o
 MAX_HEADERS = 120  # IPv4 and TCP with all options; IPv6 extensions may cost a segment or two
 MAX_SEGMENTS = -(-ip.MAX_PACKET // MIN_GSO_SIZE)
 VECTOR_FROM = 4  # rows; below, array calls cost more than they spare
+MAX_LAYOUTS = 8  # kept for each buffer; flows of one path have one or two
 
 _U16 = Struct("!H")
 _U32 = Struct("!I")
+_LAST_UNWRAPPED = 0xFFFFFFFF - ip.MAX_PACKET
 
 
 def segment_room(headroom: int, *, gso_size: int = MIN_GSO_SIZE) -> int:
@@ -56,28 +60,70 @@ class _Train(NamedTuple):
 
 
 def segment(frame: memoryview, out: memoryview, headroom: int) -> list[memoryview]:
-    """Return the packets of a frame as views of `out`, each behind `headroom` zero bytes.
+    """Return the packets of a frame as views of `out`: `Splitter.split` for a single time."""
+    return Splitter(out).split(frame, headroom)
 
-    `frame` is one TUN read: virtio_net_hdr and an IP packet that has passed `ip.version`.
-    The packets lie back to back from the start of `out`, are complete with right checksums,
-    and all but the last have the same length, headroom included.  The views are valid until
-    `out` is written again.  Raises Malformed for a frame that contradicts itself or does
-    not fit `out` (see `segment_room`); `out` may then have been written to.
-    """
-    needs_csum, gso_type, gso_size, start, offset = virtio.decode(frame)
-    packet = frame[virtio.SIZE :]
-    if gso_type != virtio.GSO_NONE:
-        if not needs_csum:
-            raise Malformed("GSO without NEEDS_CSUM")
-        return _write_train(_train(packet, gso_type, gso_size, start, offset), out, headroom)
-    end = headroom + len(packet)
-    if end > len(out):
-        raise Malformed("packet larger than the room for it")
-    out[:headroom] = bytes(headroom)
-    out[headroom:end] = packet
-    if needs_csum:
-        _complete(out[headroom:end], start, offset)
-    return [out[:end]]
+
+class Splitter:
+    """Splits frames into one output buffer."""
+
+    __slots__ = ("_cells", "_layouts", "_out")
+
+    def __init__(self, out: memoryview) -> None:
+        self._out = out
+        self._cells = Cells(out)
+        self._layouts: dict[tuple[int, int, int, int], _Layout] = {}
+
+    def split(self, frame: memoryview, headroom: int) -> list[memoryview]:
+        """Return the packets of a frame as views of `out`, each behind `headroom` zero bytes.
+
+        `frame` is one TUN read: virtio_net_hdr and an IP packet that has passed `ip.version`.
+        The packets lie back to back from the start of `out`, are complete with right checksums,
+        and all but the last have the same length, headroom included.  The views are valid until
+        `out` is written again.  Raises Malformed for a frame that contradicts itself or does
+        not fit `out` (see `segment_room`); `out` may then have been written to.
+        """
+        needs_csum, gso_type, gso_size, start, offset = virtio.decode(frame)
+        packet, out = frame[virtio.SIZE :], self._out
+        if gso_type != virtio.GSO_NONE:
+            if not needs_csum:
+                raise Malformed("GSO without NEEDS_CSUM")
+            train = _train(packet, gso_type, gso_size, start, offset)
+            return self._write_train(train, headroom)
+        end = headroom + len(packet)
+        if end > len(out):
+            raise Malformed("packet larger than the room for it")
+        out[:headroom] = bytes(headroom)
+        out[headroom:end] = packet
+        if needs_csum:
+            _complete(out[headroom:end], start, offset)
+        return [out[:end]]
+
+    def _write_train(self, train: "_Train", headroom: int) -> list[memoryview]:
+        out, count, gso_size = self._out, train.segments, train.gso_size
+        stride = headroom + train.header + gso_size
+        payload = len(train.packet) - train.header
+        end = count * (headroom + train.header) + payload
+        if end > len(out):
+            raise Malformed("superpacket larger than the room for its segments")
+        rows = payload // gso_size
+        if rows >= VECTOR_FROM:
+            key = (headroom, train.header, gso_size, train.upper if train.is_tcp else 0)
+            layout = self._layouts.get(key)
+            if layout is None:
+                if len(self._layouts) >= MAX_LAYOUTS:
+                    self._layouts.clear()
+                layout = self._layouts[key] = _Layout(train, out, headroom)
+            layout.write(train, rows)
+        else:
+            rows = 0
+        for index in range(rows, count):
+            _write_one(train, out, index * stride, headroom, index)
+        full = count if end == count * stride else count - 1
+        views = self._cells.views(stride, full)[:full]
+        if full < count:
+            views.append(out[full * stride : end])
+        return views
 
 
 def _complete(packet: memoryview, start: int, offset: int) -> None:
@@ -113,30 +159,12 @@ def _train(packet: memoryview, gso_type: int, gso_size: int, start: int, offset:
     return _Train(packet, is_tcp, upper, header, gso_size, count, whole_sum - (size - upper))
 
 
-def _write_train(train: _Train, out: memoryview, headroom: int) -> list[memoryview]:
-    stride = headroom + train.header + train.gso_size
-    rows = train.segments - 1
-    payload = len(train.packet) - train.header
-    end = train.segments * (headroom + train.header) + payload
-    if end > len(out):
-        raise Malformed("superpacket larger than the room for its segments")
-    if rows >= VECTOR_FROM:
-        _write_rows(train, out, headroom, rows)
-    else:
-        for index in range(rows):
-            _write_one(train, out, index * stride, headroom, index)
-    _write_one(train, out, rows * stride, headroom, rows)
-    views = [out[at : at + stride] for at in range(0, rows * stride, stride)]
-    views.append(out[rows * stride : end])
-    return views
-
-
-def _headers(train: _Train, index: int, payload_size: int) -> bytearray:
+def _headers(train: _Train, index: int, payload_size: int, *, last: bool) -> bytearray:
     """Return the headers of one segment, its upper checksum being that of an empty payload.
 
-    Flags are those of segment `index`; only the payload's sum is missing.
+    Flags are those of segment `index`, `last` or not; only the payload's sum is missing.
     """
-    packet, is_tcp, upper, header_size, gso_size, count, seed = train
+    packet, is_tcp, upper, header_size, gso_size, _count, seed = train
     header = bytearray(packet[:header_size])
     size = header_size + payload_size
     if header[0] >> 4 == 4:
@@ -153,7 +181,7 @@ def _headers(train: _Train, index: int, payload_size: int) -> bytearray:
         _U32.pack_into(header, upper + 4, sequence & 0xFFFFFFFF)
         if index:
             header[upper + 13] &= ~CWR
-        if index < count - 1:
+        if not last:
             header[upper + 13] &= ~(FIN | PSH)
     else:
         _U16.pack_into(header, upper + 4, size - upper)
@@ -167,7 +195,7 @@ def _headers(train: _Train, index: int, payload_size: int) -> bytearray:
 def _write_one(train: _Train, out: memoryview, at: int, headroom: int, index: int) -> None:
     first = train.header + index * train.gso_size
     payload = train.packet[first : first + train.gso_size]
-    header = _headers(train, index, len(payload))
+    header = _headers(train, index, len(payload), last=index == train.segments - 1)
     check = train.upper + (TCP_CHECKSUM if train.is_tcp else UDP_CHECKSUM)
     value = (_U16.unpack_from(header, check)[0] - checksum.word_sum(payload)) % checksum.MODULUS
     _U16.pack_into(header, check, value if train.is_tcp else value or 0xFFFF)
@@ -178,39 +206,64 @@ def _write_one(train: _Train, out: memoryview, at: int, headroom: int, index: in
     out[at : at + len(payload)] = payload
 
 
-def _write_rows(train: _Train, out: memoryview, headroom: int, rows: int) -> None:
-    """Write segments 0..rows-1, none of which is the last."""
-    packet, is_tcp, upper, header_size, gso_size, _count, _seed = train
-    stride = headroom + header_size + gso_size
-    header = _headers(train, 1, gso_size)  # the second: without CWR, FIN and PSH
-    shape = (rows, gso_size)
-    steps = np.arange(-1, rows - 1)
+class _Layout:
+    """Arrays over an output buffer for segments of one size behind headers of one size."""
 
-    template = np.frombuffer(bytes(headroom) + header, np.uint8)
-    np.ndarray((rows, len(template)), np.uint8, out, 0, (stride, 1))[:] = template
-    body = np.ndarray(shape, np.uint8, packet, header_size)
-    np.ndarray(shape, np.uint8, out, headroom + header_size, (stride, 1))[:] = body
+    __slots__ = ("_bodies", "_checks", "_headers", "_headroom", "_numbers", "_offsets", "_out",
+                 "_sequences", "_stride", "_sums")  # fmt: skip
 
-    sums = checksum.row_sums(
-        packet, offset=header_size, rows=rows, width=gso_size, stride=gso_size
-    )
-    check = upper + (TCP_CHECKSUM if is_tcp else UDP_CHECKSUM)
-    sums -= _U16.unpack_from(header, check)[0]
-    if is_tcp:
-        first = _U32.unpack_from(header, upper + 4)[0]
-        sequence = (first + steps * gso_size) & 0xFFFFFFFF
-        np.ndarray((rows,), ">u4", out, headroom + upper + 4, (stride,))[:] = sequence
-        sums += sequence - first  # 65536 is 1: a 32-bit number is the sum of its halves
-    values = -sums % checksum.MODULUS
-    if not is_tcp:
-        values[values == 0] = 0xFFFF
-    np.ndarray((rows,), ">u2", out, headroom + check, (stride,))[:] = values
+    def __init__(self, train: _Train, out: memoryview, headroom: int) -> None:
+        _packet, is_tcp, upper, header, gso_size, _count, _seed = train
+        stride = headroom + header + gso_size
+        rows, strides = min(len(out) // stride, ip.MAX_PACKET // gso_size), (stride,)
+        check = headroom + upper + (TCP_CHECKSUM if is_tcp else UDP_CHECKSUM)
+        self._out, self._headroom, self._stride = out, headroom, stride
+        self._offsets = np.arange(-1, rows - 1) * gso_size
+        self._headers = np.ndarray((rows, headroom + header), np.uint8, out, 0, (stride, 1))
+        self._bodies = np.ndarray((rows, gso_size), np.uint8, out, headroom + header, (stride, 1))
+        self._sequences = np.ndarray((rows,), ">u4", out, headroom + upper + 4, strides)
+        self._checks = np.ndarray((rows,), ">u2", out, check, strides)
+        self._numbers = np.ndarray((rows,), ">u2", out, headroom + 4, strides)
+        self._sums = np.ndarray((rows,), ">u2", out, headroom + 10, strides)
 
-    if header[0] >> 4 == 4 and not header[6] & ip.IPV4_DONT_FRAGMENT >> 8:
-        number, value = _U16.unpack_from(header, 4)[0], _U16.unpack_from(header, 10)[0]
-        numbers = (number + steps) & 0xFFFF
-        np.ndarray((rows,), ">u2", out, headroom + 4, (stride,))[:] = numbers
-        values = (value - (numbers - number)) % checksum.MODULUS
-        np.ndarray((rows,), ">u2", out, headroom + 10, (stride,))[:] = values
-    if is_tcp and packet[upper + 13] & CWR:
-        _write_one(train, out, 0, headroom, 0)
+    def write(self, train: _Train, rows: int) -> None:
+        """Write segments 0..rows-1, all of them full."""
+        packet, is_tcp, upper, header_size, gso_size, count, _seed = train
+        header = _headers(train, 1, gso_size, last=False)  # without CWR, FIN and PSH
+        template = bytes(self._headroom) + header
+        self._headers[:rows] = np.frombuffer(template, np.uint8)
+        self._bodies[:rows] = np.ndarray((rows, gso_size), np.uint8, packet, header_size)
+        values = checksum.row_sums(
+            packet, offset=header_size, rows=rows, width=gso_size, stride=gso_size
+        )
+        check = _U16.unpack_from(header, upper + (TCP_CHECKSUM if is_tcp else UDP_CHECKSUM))[0]
+        if is_tcp:
+            second = _U32.unpack_from(header, upper + 4)[0]
+            sequences = self._offsets[:rows] + second
+            if not gso_size <= second <= _LAST_UNWRAPPED:
+                sequences &= 0xFFFFFFFF
+            self._sequences[:rows] = sequences
+            values += sequences  # 65536 is 1: a 32-bit number is the sum of its halves
+            values -= second + check
+            self._checks[:rows] = -values % checksum.MODULUS
+            flags = packet[upper + 13]
+            if flags & CWR:
+                self._add_flags(0, upper, CWR)
+            if rows == count and flags & (FIN | PSH):
+                self._add_flags(rows - 1, upper, flags & (FIN | PSH))
+        else:
+            values = (check - values) % checksum.MODULUS
+            values[values == 0] = 0xFFFF
+            self._checks[:rows] = values
+        if header[0] >> 4 == 4 and not header[6] & ip.IPV4_DONT_FRAGMENT >> 8:
+            number, value = _U16.unpack_from(header, 4)[0], _U16.unpack_from(header, 10)[0]
+            numbers = (number + np.arange(-1, rows - 1)) & 0xFFFF
+            self._numbers[:rows] = numbers
+            self._sums[:rows] = (value - (numbers - number)) % checksum.MODULUS
+
+    def _add_flags(self, row: int, upper: int, flags: int) -> None:
+        """Set flags that are clear, and take them off the checksum."""
+        at = row * self._stride + self._headroom + upper
+        self._out[at + 13] |= flags
+        value = _U16.unpack_from(self._out, at + TCP_CHECKSUM)[0] - flags
+        _U16.pack_into(self._out, at + TCP_CHECKSUM, value % checksum.MODULUS)
