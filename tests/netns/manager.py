@@ -20,7 +20,7 @@ from typing import Any
 from tests.netns.client import CONNECT_S, Client
 from tests.netns.daemons import Config, Daemons
 from tests.netns.namespace import ENVIRONMENT, Namespace
-from tests.netns.process import BedError, Process
+from tests.netns.process import BedError, Pid, Process
 from tests.netns.site import Site
 
 UNIT = "pyvpn-test.service"
@@ -57,6 +57,8 @@ class Manager:
         self.stored: list[tuple[str, int]] = []
         self.messages: list[dict[str, str]] = []
         self.began = 0.0
+        self.env: dict[str, str] = {}
+        """What the service's environment has beside what a service manager sets."""
         self._changed = threading.Condition()
         folder.mkdir(mode=0o755)
         (folder / "bin").mkdir(mode=0o755)
@@ -141,6 +143,7 @@ class Manager:
             "NOTIFY_SOCKET": str(self.folder / "notify"),
             "PATH": f"{self.folder}/bin:{ENVIRONMENT['PATH']}",
             "PYVPN_UNIT": UNIT,
+            **self.env,
         }
         if self.watchdog_s:
             env["WATCHDOG_USEC"] = str(int(self.watchdog_s * 1e6))
@@ -204,6 +207,13 @@ class ManagedDaemons(Daemons):
     ) -> None:
         super().__init__(namespace, config)
         self.manager = Manager(namespace, namespace.folder / "manager", watchdog_s=watchdog_s)
+        self.helper_env: dict[str, str] = {}
+
+    def start_helper(self) -> None:
+        """Start pyvpn-helper and wait for its socket."""
+        self.socket.unlink(missing_ok=True)
+        self.helper = self.namespace.start("helper", *self._helper_argv(), env=self.helper_env)
+        self.helper.wait_for_path(self.socket, timeout_s=READY_S)
 
     def start_vpnd(self, *, wait: bool = True) -> None:
         """Start vpnd with all that is stored."""
@@ -259,3 +269,9 @@ def index_of(namespace: Namespace, interface: str) -> int:
     (link,) = json.loads(namespace.run("ip", "-j", "link", "show", interface).stdout)
     index: int = link["ifindex"]
     return index
+
+
+def children(pid: Pid) -> list[Pid]:
+    """Return the living children of a process."""
+    numbers = Path(f"/proc/{pid.number}/task/{pid.number}/children").read_text().split()
+    return [Pid.of(int(number)) for number in numbers]

@@ -3,15 +3,14 @@
 import json
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.netns.bed import PORT, SERVER4
 from tests.netns.crowd import begin_sessions, start_crowd
-from tests.netns.manager import index_of, managed
-from tests.netns.process import Pid, Process
+from tests.netns.manager import children, index_of, managed
+from tests.netns.process import Process
 from tests.netns.site import Site
 from tests.netns.snapshot import snapshot
 
@@ -27,11 +26,6 @@ WATCHDOG_S = 5.0
 def site(make_managed: Callable[..., Site]) -> Site:
     config = {"server": {"addresses": ["0.0.0.0"]}, "limits": ROOMY}
     return make_managed(config=config, watchdog_s=WATCHDOG_S)
-
-
-def children(pid: Pid) -> list[Pid]:
-    numbers = Path(f"/proc/{pid.number}/task/{pid.number}/children").read_text().split()
-    return [Pid.of(int(number)) for number in numbers]
 
 
 def all_back(crowd: Process, mark: int, *, timeout_s: float) -> dict[str, Any]:

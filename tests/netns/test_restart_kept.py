@@ -1,6 +1,7 @@
 """What systemd keeps for vpnd: it follows the configuration, and connections go on over it."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -61,6 +62,24 @@ def test_what_is_stored_follows_the_configuration(site: Site) -> None:
     daemons.configure(before)
     daemons.restart()
     assert index_of(site.bed.server, "pyvpn0")
+
+
+def test_a_hang_up_reloads_and_a_refusal_is_in_the_status(site: Site) -> None:
+    """`systemctl reload` waits for the answer; the file that was refused must not be forgotten."""
+    daemons = managed(site)
+    pid, before = daemons.vpnd.pid, dict(daemons.config)
+    for config, said in (
+        (before | {"session": {"dpd_s": -1}}, "the last reload was refused: .*dpd_s"),
+        (before, "connected$"),
+    ):
+        daemons.configure(config)
+        mark = daemons.manager.mark()
+        daemons.vpnd.send(signal.SIGHUP)
+        assert int(daemons.manager.wait_message("RELOADING", since=mark)["MONOTONIC_USEC"])
+        answer = daemons.manager.wait_message("READY", since=mark)
+        assert re.search(said, answer["STATUS"])
+    assert daemons.vpnd.pid == pid
+    assert daemons.vpnd.is_alive
 
 
 def test_what_is_stored_and_unknown_is_let_go(site: Site) -> None:
