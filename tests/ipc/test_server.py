@@ -1,6 +1,7 @@
 """The socket: its file, its mode, and how many may hold it."""
 
 import asyncio
+import grp
 import os
 import socket
 import stat
@@ -34,6 +35,27 @@ def test_a_missing_admin_group_is_said_once(path: Path, caplog: pytest.LogCaptur
 
     asyncio.run(test())
     assert caplog.messages == ["no group pyvpn-t-none on this host: vpnctl works for root only"]
+
+
+@needs_root
+def test_another_admin_group_holds_for_who_connects_then(path: Path) -> None:
+    """After a reload; a connection keeps the rights it was made with."""
+    group = grp.getgrgid(2)
+
+    async def test() -> None:
+        async with served(path, MemoryBackend(), admin_group="daemon") as server:
+            with as_user(STRANGER, gid=group.gr_gid):
+                before = RawCaller(path)
+            assert "error" in await before.call("ListUsers")
+            server.admit(group.gr_name)
+            with as_user(STRANGER, gid=group.gr_gid):
+                after = RawCaller(path)
+            assert "parameters" in await after.call("ListUsers")
+            assert "error" in await before.call("ListUsers")
+            before.close()
+            after.close()
+
+    asyncio.run(test())
 
 
 def test_a_dead_daemons_socket_is_replaced(path: Path) -> None:

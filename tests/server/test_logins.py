@@ -34,7 +34,7 @@ class Desk:
         config = ServerConfig(auth=AuthOptions(password_attempts=3))
         pool = Pool(IPv4Network("10.8.0.0/24"), None)
         self.sessions = Sessions(config, store, pool, lambda _number, _reason: None)
-        self._logins = Logins(config.auth, store, hasher, self.sessions)
+        self.logins = Logins(config.auth, store, hasher, self.sessions)
 
     def step(
         self,
@@ -43,7 +43,7 @@ class Desk:
         certificate: CertificateFacts | None = None,
     ) -> LoginReply:
         query = LoginQuery("192.0.2.9", cookie, values or {}, None, values is None, certificate)
-        return asyncio.run(self._logins.step(query))
+        return asyncio.run(self.logins.step(query))
 
     def connect(self, cookie: str) -> int:
         query = OpenQuery(cookie, "192.0.2.9:4000", None, "h", "ua", True, True)
@@ -187,3 +187,24 @@ def test_a_store_that_fails_is_try_later(
     store.sessions.put = put  # type: ignore[method-assign]
     assert desk.step(RIGHT).outcome == "busy"
     assert any("the disk is full" in line for line in lines(caplog))
+
+
+def test_a_method_that_is_switched_off_lets_nobody_in_any_more(desk: Desk) -> None:
+    """A reload, in the middle of somebody's login by password."""
+    form = desk.step()
+    desk.logins.adopt(AuthOptions(methods=("certificate",)))
+    assert desk.step(RIGHT, form.cookie).outcome == "refused"
+    assert desk.step(certificate=LAPTOP).outcome == "accepted"
+    desk.logins.adopt(AuthOptions(methods=("certificate", "password")))
+    assert desk.step(RIGHT, desk.step().cookie).outcome == "accepted"
+
+
+def test_a_login_under_way_goes_on_over_a_reload(desk: Desk) -> None:
+    """Whoever is typing must not begin anew because of a route that was added."""
+    form = desk.step()
+    assert desk.step(WRONG, form.cookie).outcome == "form"
+    desk.logins.adopt(AuthOptions(password_attempts=2))
+    assert desk.step(WRONG, form.cookie).outcome == "refused"
+    form = desk.step()
+    desk.logins.adopt(AuthOptions(login_timeout_s=60))
+    assert desk.step(RIGHT, form.cookie).outcome == "accepted"
