@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,6 +124,21 @@ def test_a_bad_file_is_refused_whole(site: Site) -> None:
     )
     differ = {s["key"]: s["running"] for s in shown["settings"] if s["running"] != s["value"]}
     assert differ == {"network.dns": []}
+
+
+@pytest.mark.usefixtures("_alice")
+def test_a_signal_does_the_same(site: Site) -> None:
+    """It is what `systemctl reload` sends; a bad file is logged, and not the end."""
+    vpnd = site.daemons.vpnd
+    for config, said in (
+        ({"session": {"dpd_s": 20}}, "configuration reloaded: settings=session.dpd_s"),
+        ({"session": {"dpd_s": 1}}, "ERROR configuration not reloaded, .* session.dpd_s: 1 is"),
+        ({}, "configuration reloaded: settings=session.dpd_s"),
+    ):
+        site.daemons.configure(config)
+        mark = vpnd.mark()
+        vpnd.send(signal.SIGHUP)
+        vpnd.wait_for(said, since=mark)
 
 
 def write(site: Site, config: Config) -> Any:
