@@ -3,37 +3,23 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from vpnd import __version__
 from vpnd.client.network import Network
 from vpnd.config.profile_options import ClientConfig
 from vpnd.ipc import api
+from vpnd.server.figures import WorkerLink, figures, offloads
 from vpnd.worker.control import PeerGone
 from vpnd.worker.messages import (
     ClientState,
     LinkUp,
-    Message,
     Rotate,
     Rotated,
-    StatusQuery,
-    StatusReply,
     TunnelStatus,
 )
 
-STATUS_TIMEOUT = 5.0  # seconds for the worker's figures; without them the rest is shown
 ROTATION_TIMEOUT = 25.0  # seconds; the worker gives up before
-
-
-class WorkerLink(Protocol):
-    """The worker, as far as a status needs it."""
-
-    @property
-    def is_ready(self) -> bool: ...
-
-    async def ask(self, message: Message) -> Message:
-        """Raises PeerGone."""
-        ...
 
 
 class Admin:
@@ -72,11 +58,7 @@ class Admin:
     # what the daemon tells of itself
 
     async def get_status(self) -> api.Status:
-        try:
-            reply = await asyncio.wait_for(self._worker.ask(StatusQuery()), STATUS_TIMEOUT)
-        except (PeerGone, TimeoutError):
-            reply = None
-        living = reply if isinstance(reply, StatusReply) else StatusReply([], {}, [])
+        living = await figures(self._worker)
         sessions = self._sessions(living.tunnels)
         connected = self.state is not None and self.state.state == "connected"
         link = self._network.link
@@ -90,7 +72,7 @@ class Admin:
             uptime_s=int(time.time() - self._started_at),
             interface=self._network.interface,
             addresses=list(link.addresses) if link is not None else [],
-            offloads=self._offloads(living),
+            offloads=offloads(living, self._network.offload_reason),
             workers=int(self._worker.is_ready),
             sessions=sessions,
             drops=living.drops,
@@ -114,16 +96,6 @@ class Admin:
             dns=list(up.dns) if up is not None else [],
             default_domain=up.default_domain if up is not None else "",
         )
-
-    def _offloads(self, living: StatusReply) -> list[api.Offload]:
-        reason = self._network.offload_reason
-        return [
-            api.Offload("TUN TSO", "off" if reason else "on", reason),
-            *(
-                api.Offload(entry.name, "on" if entry.on else "off", entry.reason)
-                for entry in living.offloads
-            ),
-        ]
 
     def _sessions(self, tunnels: Sequence[TunnelStatus]) -> list[api.SessionStatus]:
         up = self._up

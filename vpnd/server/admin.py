@@ -1,11 +1,9 @@
 """What vpnctl may ask of the server (ipc.api.Backend)."""
 
-import asyncio
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from vpnd import __version__, log
 from vpnd.auth.hasher import PasswordHasher
@@ -15,29 +13,16 @@ from vpnd.errors import StoreError
 from vpnd.ipc import api
 from vpnd.pki.certificates import load_chain, server_names
 from vpnd.pki.pins import server_pins
+from vpnd.server.figures import WorkerLink, figures, offloads
 from vpnd.server.network import Network
 from vpnd.server.reload import Reloader
 from vpnd.server.rotation import Rotation
 from vpnd.server.sessions import LiveTunnel, Sessions
 from vpnd.store import contract
 from vpnd.store.contract import Store
-from vpnd.worker.control import PeerGone
-from vpnd.worker.messages import Message as WorkerMessage
-from vpnd.worker.messages import StatusQuery, StatusReply, TunnelStatus
+from vpnd.worker.messages import TunnelStatus
 
-STATUS_TIMEOUT = 5.0  # seconds for the worker's figures; without them the rest is shown
 NEXT_PUBLIC_KEY = "server-next.pub"  # in the state directory, made by vpnctl pki init
-
-
-class WorkerLink(Protocol):
-    """The worker, as far as a status needs it."""
-
-    @property
-    def is_ready(self) -> bool: ...
-
-    async def ask(self, message: WorkerMessage) -> WorkerMessage:
-        """Raises PeerGone."""
-        ...
 
 
 class Admin:
@@ -72,11 +57,7 @@ class Admin:
     # what the daemon tells of itself
 
     async def get_status(self) -> api.Status:
-        try:
-            reply = await asyncio.wait_for(self._worker.ask(StatusQuery()), STATUS_TIMEOUT)
-        except (PeerGone, TimeoutError):
-            reply = None
-        living = reply if isinstance(reply, StatusReply) else StatusReply([], {}, [])
+        living = await figures(self._worker)
         tunnels = {status.tunnel: status for status in living.tunnels}
         sessions = [
             self._session(tunnel, tunnels[tunnel.number])
@@ -95,22 +76,12 @@ class Admin:
             addresses=self._network.addresses,
             listen=[log.endpoint(address) for address in self._network.listen],
             firewall_backend=self._network.firewall_backend,
-            offloads=self._offloads(living),
+            offloads=offloads(living, self._network.offload_reason),
             workers=int(self._worker.is_ready),
             sessions=sessions,
             drops=living.drops,
             keys=self._keys(),
         )
-
-    def _offloads(self, living: StatusReply) -> list[api.Offload]:
-        reason = self._network.offload_reason
-        return [
-            api.Offload("TUN TSO", "off" if reason else "on", reason),
-            *(
-                api.Offload(entry.name, "on" if entry.on else "off", entry.reason)
-                for entry in living.offloads
-            ),
-        ]
 
     @staticmethod
     def _session(tunnel: LiveTunnel, living: TunnelStatus) -> api.SessionStatus:
