@@ -40,6 +40,7 @@ class ClientTunnels:
         self._another = another
         self._rekey_s = rekey_s
         self._old: set[ClientTunnel] = set()
+        self._coming: ClientTunnel | None = None
         self._rotation: asyncio.Task[Rotated] | None = None
 
     async def serve(self, tunnel: ClientTunnel) -> str:
@@ -78,6 +79,8 @@ class ClientTunnels:
         if current is None:
             return
         current.expire(now)
+        if self._coming is not None:  # what its handshake over UDP has lost is sent again
+            self._coming.expire(now)
         if self._is_due(current, now):
             self.rotate_soon()
             current.rotated_at = now  # a rotation that fails is tried again a period later
@@ -134,7 +137,15 @@ class ClientTunnels:
             new = await self._another(old)
         except (VpnError, OSError) as exc:
             return Rotated(False, str(exc) or "no answer in time", old.status().keys_age_s)
-        await _wait_as_good(new, old)
+        self._coming = new
+        try:
+            await _wait_as_good(new, old)
+        except asyncio.CancelledError:
+            new.connection.close()
+            new.abandon()
+            raise
+        finally:
+            self._coming = None
         if new.connection.lost.done():
             new.abandon()
             return Rotated(False, new.connection.lost.result(), old.status().keys_age_s)
