@@ -16,6 +16,7 @@ import vpnd.main
 from helper import __main__ as pyvpn_helper
 from helper import policy
 from tests.packaging.shells import PEERS
+from vpnd.ipc.arguments import NAME_RULE
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).parent.parent.parent
@@ -248,6 +249,28 @@ def test_the_events_that_are_explained_exist() -> None:
     events = [event for event in told if event.strip(", ")]
     assert len(events) > 5
     assert [event for event in events if f'"{event}"' not in source] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "page"), [("vpnd", "vpnd.8"), ("helper", "pyvpn-helper.8"), ("vpnctl", "vpnctl.1")]
+)
+def test_what_is_read_from_the_environment_is_told(package: str, page: str) -> None:
+    """It changes what a program does, and no --help shows it."""
+    source = "".join(path.read_text() for path in (ROOT / package).rglob("*.py"))
+    read = set(
+        re.findall(
+            r'(?:os\.environ|environment\.get|environ\.get|environ\.pop)[([]"([A-Z_]+)"', source
+        )
+    )
+    read |= set(re.findall(r'"([A-Z_]+)" in os\.environ', source))
+    section = text_of(MAN / page).partition(".SH ENVIRONMENT")[2].partition(".SH")[0]
+    assert {name for name in read if name not in section} == set()
+
+
+def test_the_rule_for_names_is_told() -> None:
+    """As the daemon tells it to whoever breaks it."""
+    characters = NAME_RULE.removeprefix("use 1 to 64 of the characters ")
+    assert characters.split(",")[0] in text_of(MAN / "vpnctl.1")
 
 
 def test_help_of_every_command_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
