@@ -48,11 +48,11 @@ def test_what_was_kept_comes_back_in_its_order(stored: list[int]) -> None:
     assert list(recalled(CONFIG, stored[0]).items()) == list(HELD.items())
 
 
-def test_a_cookie_is_one_users_and_one_servers(stored: list[int]) -> None:
+def test_a_cookie_is_one_users_one_groups_and_one_servers(stored: list[int]) -> None:
     """The profile may have been changed in between."""
     SessionMemory(CONFIG, Kept()).keep(HELD)
-    carol = replace(CONFIG, client=ClientOptions(user="carol"))
-    assert recalled(carol, stored[0]) == {}
+    for changed in (ClientOptions(user="carol"), ClientOptions(user="bob", group="guests")):
+        assert recalled(replace(CONFIG, client=changed), stored[0]) == {}
     other = replace(CONFIG, remotes=CONFIG.remotes[1:])
     assert list(recalled(other, stored[0])) == [("b.example", 443)]
 

@@ -25,7 +25,8 @@ class SessionMemory:
     def __init__(self, config: ClientConfig, kept: Kept) -> None:
         self._kept = kept
         self._remotes = {(remote.host, remote.port) for remote in config.remotes}
-        who = json.dumps([config.client.user, config.tls.certificate])
+        client = config.client
+        who = json.dumps([client.user, client.group, config.tls.certificate])
         self._who = hashlib.sha256(who.encode()).digest()
 
     def keep(self, sessions: dict[Remote, HeldSession]) -> None:
