@@ -251,6 +251,19 @@ def test_the_events_that_are_explained_exist() -> None:
     assert [event for event in events if f'"{event}"' not in source] == []
 
 
+def test_the_messages_that_the_readme_explains_exist() -> None:
+    """Somebody searches it for what the log says, word for word."""
+    table = (ROOT / "README.md").read_text().partition("| the line says |")[2].partition("\n\n")[0]
+    told = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    source = "".join(
+        path.read_text()
+        for top in ("vpnd", "vpnctl", "helper")
+        for path in (ROOT / top).rglob("*.py")
+    )
+    assert len(told) > 4
+    assert [message for message in told if message not in source] == []
+
+
 @pytest.mark.parametrize(
     ("package", "page"), [("vpnd", "vpnd.8"), ("helper", "pyvpn-helper.8"), ("vpnctl", "vpnctl.1")]
 )
