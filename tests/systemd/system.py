@@ -161,7 +161,8 @@ class System:
         """Start a program in it; its log is log/SYSTEM-NAME.log of the bed."""
         process = Process.start(
             f"{self.name}-{name}",
-            [*self.enter(), *argv],
+            # nsenter waits for a child, which ends with it
+            [*self.enter(), "setpriv", "--pdeathsig", "KILL", *argv],
             log=self._notes / "log" / f"{self.name}-{name}.log",
             env=ENVIRONMENT,
         )
