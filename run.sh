@@ -33,6 +33,8 @@ usage: ./run.sh COMMAND
   test [ARGUMENTS]      all tests, with the newest libraries, those of Debian 13, and the package;
                         with pytest arguments only those tests, with the newest libraries
   test -m systemd       the package on whole Debian systems, which it boots; minutes
+  fuzz [TARGET] [--minutes N]
+                        throw bytes at what reads bytes of strangers; all targets, a minute each
   server                run a server on this machine in the foreground; Ctrl-C ends it
   client PROFILE        connect this machine: a profile's file or https://HOST[:PORT], and what
                         else `vpnd client --help` names; Ctrl-C disconnects
@@ -500,6 +502,17 @@ test_beside() { # NAME WHAT VENV MARKERS
     BESIDE[$1]=$!
 }
 
+run_fuzz() {
+    need_packages python3 python3-venv git
+    need_python
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' ||
+        die "there is no atheris for $("$PYTHON" -V): set PYTHON=/path/to/python3.13 or older"
+    locked make_venv "$HERE/.venv-fuzz" "test fuzz" ||
+        die "pip could not install the fuzzer: read $HERE/.venv-fuzz/pip.log"
+    cd "$HERE"
+    PYTHONPATH=$HERE exec .venv-fuzz/bin/python -m tests.fuzz "$@"
+}
+
 run_deb() { # [VERSION]
     local work wheel log version file
     need_packages "${BUILD_PACKAGES[@]}" "${PROGRAM_PACKAGES[@]}" git
@@ -561,6 +574,7 @@ main() {
         ((EUID)) || prepare vpnctl -- "$@" # others than root use what root has prepared
         vpnctl "$@"
         ;;
+    fuzz) run_fuzz "$@" ;;
     deb) run_deb "$@" ;;
     clean) run_clean "$@" ;;
     help | -h | --help) usage ;;
