@@ -55,6 +55,12 @@ def _client_options(options: argparse.ArgumentParser) -> None:
         help=f"where the socket for vpnctl is made (default: {CLIENT_RUN_DIR})",
     )
     options.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="where renewed certificates are kept (default: /var/lib/pyvpn-client/NAME)",
+    )
+    options.add_argument(
         "--script",
         type=Path,
         metavar="FILE",

@@ -62,6 +62,7 @@ class Client:
         self.namespace = namespace
         self.folder = namespace.folder / f"pyvpn-{namespace.name}"
         self.run_dir = self.folder / "run"
+        self.state_dir = self.folder / "state"
         self.socket = self.folder / "helper.sock"
         self.profile = self.folder / "profile.toml"
 
@@ -71,7 +72,9 @@ class Client:
         self.folder.mkdir(mode=0o755)
         (self.folder / "helper").mkdir(mode=0o700)
         self.run_dir.mkdir(mode=0o755)
-        os.chown(self.run_dir, self._account.pw_uid, self._account.pw_gid)
+        self.state_dir.mkdir(mode=0o700)
+        for folder in (self.run_dir, self.state_dir):
+            os.chown(folder, self._account.pw_uid, self._account.pw_gid)
         shutil.copy(ROOT / "etc/pyvpn/helper.toml", self.folder / "helper.toml")
 
     def start_helper(self) -> None:
@@ -109,6 +112,7 @@ class Client:
             "client",
             str(self.profile),
             f"--run-dir={self.run_dir}",
+            f"--state-dir={self.state_dir}",
             f"--interface={INTERFACE}",
             *secrets,
             *arguments,

@@ -114,6 +114,10 @@ def _connection_facts(connection: ConnectionStatus) -> list[tuple[str, str]]:
         ("outside", ", ".join(connection.exclude) or "none"),
         ("DNS", f"{', '.join(connection.dns)} (not put in use)" if connection.dns else "none"),
     ]
+    if connection.certificate_not_after is not None:
+        whose = "renewed" if connection.certificate_renewed else "the profile's"
+        until = output.day_text(connection.certificate_not_after)
+        facts.append(("certificate", f"valid until {until}, {whose}"))
     return facts + [("refused", reason) for reason in connection.refused]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from vpnd import __version__
+from vpnd.client.certificate import ClientCertificate
 from vpnd.client.network import Network
 from vpnd.config.profile_options import ClientConfig
 from vpnd.ipc import api
@@ -31,6 +32,7 @@ class Admin:
     def __init__(
         self,
         config: ClientConfig,
+        certificate: ClientCertificate,
         network: Network,
         worker: WorkerLink,
         disconnect: Callable[[], None],
@@ -38,6 +40,7 @@ class Admin:
         """`disconnect` ends the client; it must return before the end begins."""
         self.state = None
         self._config = config
+        self._certificate = certificate
         self._network = network
         self._worker = worker
         self._end = disconnect
@@ -95,6 +98,8 @@ class Admin:
             refused=list(link.reasons) if link is not None else [],
             dns=list(up.dns) if up is not None else [],
             default_domain=up.default_domain if up is not None else "",
+            certificate_not_after=self._certificate.not_after,
+            certificate_renewed=bool(self._certificate.renewed_pem),
         )
 
     def _sessions(self, tunnels: Sequence[TunnelStatus]) -> list[api.SessionStatus]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from vpnd import __version__, log
 from vpnd.client.admin import Admin
+from vpnd.client.certificate import ClientCertificate
 from vpnd.client.memory import SessionMemory
 from vpnd.client.network import Network
 from vpnd.client.prompts import Answers, Relay
@@ -32,6 +33,8 @@ from vpnd.ipc.server import IpcServer, serve
 from vpnd.policy.split_tunnel import Link, Offer, Unusable, Wishes, plan
 from vpnd.server.supervisor import Supervisor
 from vpnd.worker.messages import (
+    CertificateKept,
+    CertificateRenewed,
     ClientState,
     Ended,
     HeldSession,
@@ -58,14 +61,17 @@ class Outcome:
 STOPPED = Outcome("stopped by a signal")
 
 
-async def run(config: ClientConfig, run_dir: Path, answers: Answers, relay: Relay | None) -> int:
+async def run(
+    config: ClientConfig, run_dir: Path, state_dir: Path, answers: Answers, relay: Relay | None
+) -> int:
     """Be connected until the end; return the exit status.  Raises VpnError."""
     if os.geteuid() == 0:
         raise ConfigError(
             "vpnd does not run as root; start it as user pyvpn-client (./run.sh client does that)"
         )
     harden()
-    outcome = await Client(config, run_dir, answers, relay).run()
+    certificate = ClientCertificate(config, state_dir)
+    outcome = await Client(config, certificate, run_dir, answers, relay).run()
     if relay is not None:
         relay.tell(ended=outcome.reason)
     return outcome.exit_status
@@ -75,9 +81,15 @@ class Client:
     """Everything of the master process."""
 
     def __init__(
-        self, config: ClientConfig, run_dir: Path, answers: Answers, relay: Relay | None
+        self,
+        config: ClientConfig,
+        certificate: ClientCertificate,
+        run_dir: Path,
+        answers: Answers,
+        relay: Relay | None,
     ) -> None:
         self._config = config
+        self._certificate = certificate
         self._run_dir = run_dir
         self._answers = answers
         self._relay = relay
@@ -94,7 +106,7 @@ class Client:
         self._sessions = self._memory.recall()  # for the next worker, by remote
         self._is_ready = False
         self._worker = Supervisor(self._start_message, self._on_message, self._on_worker_gone)
-        self._admin = Admin(config, self._network, self._worker, self._disconnect)
+        self._admin = Admin(config, certificate, self._network, self._worker, self._disconnect)
         self._linking = asyncio.Lock()
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
@@ -242,6 +254,8 @@ class Client:
             reconnect_timeout_s=config.session.reconnect_timeout_s,
             log_level=config.log.level,
             sessions=list(self._sessions.values()),
+            renewed_pem=self._certificate.renewed_pem,
+            renew=self._certificate.can_keep(),
             log_anonymise=config.log.anonymise,
         )
         return start, [self._tun]
@@ -252,6 +266,8 @@ class Client:
         if isinstance(message, LinkUp):
             async with self._linking:
                 return LinkReady(refusal=await self._link_up(message))
+        if isinstance(message, CertificateRenewed):
+            return CertificateKept(self._certificate.keep(message.certificate_pem))
         if isinstance(message, ClientState):
             await self._on_state(message)
         if isinstance(message, HeldSession):

@@ -17,6 +17,7 @@ from vpnd.errors import ConfigError, VpnError
 
 CREDENTIAL = "profile"  # as pyvpn-client@.service calls it
 RUN_DIR = "/run/pyvpn-client-{}"
+STATE_DIR = "/var/lib/pyvpn-client/{}"
 FOR_URLS = ("pin", "ca", "certificate", "key", "allow_tls12")  # what a profile says itself
 
 
@@ -47,7 +48,8 @@ def _start(options: argparse.Namespace, relay: Relay | None) -> int:
         codes=codes,
     )
     run_dir = options.run_dir or Path(RUN_DIR.format(config.client.name))
-    return asyncio.run(master.run(config, run_dir, answers, relay))
+    state_dir = options.state_dir or Path(STATE_DIR.format(config.client.name))
+    return asyncio.run(master.run(config, run_dir, state_dir, answers, relay))
 
 
 def configuration(options: argparse.Namespace) -> ClientConfig:

@@ -93,6 +93,10 @@ class ConnectionStatus:
     dns: list[str] = field(default_factory=list)
     """DNS servers of the tunnel; they are not put in use."""
     default_domain: str = ""
+    certificate_not_after: int | None = None
+    """The end of the certificate that is shown; None of a client without one."""
+    certificate_renewed: bool = False
+    """It has followed the one in the profile."""
 
 
 @dataclass(frozen=True, slots=True)

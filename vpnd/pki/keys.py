@@ -60,13 +60,19 @@ def load_key(path: Path) -> PrivateKey:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 raise ConfigError(f"{path}: others can read this key; chmod 600 it")
-            key = load_pem_private_key(file.read(), password=None)
+            return parse_key(file.read(), str(path))
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def parse_key(pem: bytes, where: str) -> PrivateKey:
+    """Return a private key from unencrypted PEM; raise ConfigError that begins with `where`."""
+    try:
+        key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise ConfigError(f"{path}: not an unencrypted private key in PEM") from exc
+        raise ConfigError(f"{where}: not an unencrypted private key in PEM") from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise ConfigError(f"{path}: neither an EC nor an RSA key")
+        raise ConfigError(f"{where}: neither an EC nor an RSA key")
     return key
 
 

@@ -27,6 +27,7 @@ from vpnd.server.checks import check_keys, fit
 from vpnd.server.logins import Logins
 from vpnd.server.network import Descriptors, Network
 from vpnd.server.reload import Reloader
+from vpnd.server.renewal import Renewals
 from vpnd.server.rotation import Rotation
 from vpnd.server.sessions import Sessions
 from vpnd.server.supervisor import Supervisor
@@ -83,6 +84,7 @@ class Master:
         pool = Pool(network.ipv4, ipv6)
         self._hasher = PasswordHasher()
         self._sessions = Sessions(config, self._store, pool, self._end_tunnel)
+        self._renewals = Renewals(state_dir, self._store, self._sessions)
         self._logins = Logins(config.auth, self._store, self._hasher, self._sessions)
         self._network = Network(config, pool, Kept.of_this_start(), self._tell_status)
         self._descriptors: Descriptors | None = None
@@ -277,10 +279,11 @@ class Master:
         """Answer a worker; when the store fails, traffic goes on and logins wait."""
         now = time.time()
         if isinstance(message, LoginQuery):
+            self._renewals.adopt(message.certificate)
             return await self._logins.step(message)
         if isinstance(message, OpenQuery):
             try:
-                return self._sessions.open(message, now)
+                return self._renewals.open(message, now)
             except StoreError as exc:
                 log.error("tunnel refused", address=message.address, error=str(exc))
                 return OpenReply(refused=503, reason="Try again later")

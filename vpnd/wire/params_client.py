@@ -23,6 +23,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from vpnd.errors import Malformed
+from vpnd.wire import renewal
 from vpnd.wire.addresses import (
     Address,
     Network,
@@ -70,6 +71,8 @@ class ConnectOptions:
     """A second tunnel of the same session beside the first, to change keys."""
     address4: IPv4Address | None = None
     address6: IPv6Address | None = None
+    renewal: bytes = b""
+    """A request for our next certificate, DER; only for a server that is pyvpn."""
 
 
 def host_field(host: str, port: int) -> str:
@@ -103,6 +106,8 @@ def connect_fields(
         fields.append(("X-DTLS-CipherSuite", "PSK-NEGOTIATE"))
     if options.rekey:
         fields.append(("X-Pyvpn-Rekey", "1"))
+    if options.renewal:
+        fields.append((renewal.REQUEST_FIELD, renewal.encode(options.renewal)))
     return fields
 
 
@@ -143,6 +148,8 @@ class ServerParams:
     is_pyvpn: bool = False
     cookie: str = field(default="", repr=False)
     """Takes the place of the one that opened this tunnel; empty: that one goes on."""
+    renewed: tuple[bytes, ...] = ()
+    """Our next certificate and what is above it, DER, unchecked; empty where there is none."""
     remarks: tuple[str, ...] = ()
 
 
@@ -202,6 +209,7 @@ class _Parser:
             server_name=one_line(self._last("X-CSTP-Server-Name") or "", 80),
             is_pyvpn=_NUMBER.fullmatch(self._last("X-Pyvpn-Version") or "") is not None,
             cookie=self._cookie(),
+            renewed=self._renewed(),
             remarks=tuple(self._remarks),
         )
 
@@ -339,6 +347,13 @@ class _Parser:
             return cookie
         self._remark("X-Pyvpn-Cookie: left out, no cookie looks like that")
         return ""
+
+    def _renewed(self) -> tuple[bytes, ...]:
+        try:
+            return renewal.parse_certificates(self._response.values(renewal.CERTIFICATE_FIELD))
+        except Malformed as exc:
+            self._remark(str(exc))
+            return ()
 
     def _dtls(self) -> tuple[int | None, bytes]:
         """Return port and App-ID; without a usable one of both there is only TLS."""

@@ -23,6 +23,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from vpnd.errors import LocalProtocolError, Malformed
+from vpnd.wire import renewal
 from vpnd.wire.http import Request
 
 TUNNEL_TARGET = "/CSCOSSLC/tunnel"
@@ -68,6 +69,8 @@ class ConnectRequest:
     wants_dtls: bool
     is_own: bool = False
     rekey: bool = False
+    renewal: bytes = b""
+    """A request for the certificate that follows the one in use; of clients of our own."""
 
 
 def parse_connect(request: Request) -> ConnectRequest:
@@ -93,6 +96,7 @@ def parse_connect(request: Request) -> ConnectRequest:
         wants_dtls="PSK-NEGOTIATE" in _list(request, "X-DTLS-CipherSuite", ":"),
         is_own=is_own,
         rekey=is_own and request.header("X-Pyvpn-Rekey") == "1",
+        renewal=renewal.parse_request(request.header(renewal.REQUEST_FIELD) if is_own else None),
     )
 
 
@@ -169,6 +173,8 @@ class TunnelParams:
     """The client is one of our own, and is told that we are."""
     cookie: str = field(default="", repr=False)
     """What a client of our own is to come back with from now on, empty: with what it has."""
+    renewed: tuple[bytes, ...] = ()
+    """Its next certificate and the one above, DER; empty where there is none for it."""
 
 
 def encode_params(params: TunnelParams) -> list[tuple[str, str]]:
@@ -183,6 +189,7 @@ def encode_params(params: TunnelParams) -> list[tuple[str, str]]:
         ("X-CSTP-Version", "1"),
         *_optional("X-Pyvpn-Version", str(PYVPN_VERSION) if params.is_own else ""),
         *_optional("X-Pyvpn-Cookie", params.cookie if params.is_own else ""),
+        *((renewal.CERTIFICATE_FIELD, renewal.encode(each)) for each in params.renewed),
         *_optional("X-CSTP-Server-Name", params.server_name),
         *_addresses(params, versions),
         *_resolvers(params, versions),

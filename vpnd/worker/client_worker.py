@@ -260,6 +260,9 @@ class ClientWorker:
         while True:
             await asyncio.sleep(TICK)
             self._tunnels.expire(time.monotonic())
+            tunnel = self._tunnels.living()
+            if tunnel and tunnel.params.is_pyvpn and self._connector.renewal.take_turn():
+                self._tunnels.rotate_soon()
 
     async def _on_message(self, message: Message) -> Message | None:
         if isinstance(message, StatusQuery):

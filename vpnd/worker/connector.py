@@ -20,6 +20,7 @@ from vpnd.protocol.client_channel import (
     TunnelRefused,
 )
 from vpnd.wire.params_client import ServerParams
+from vpnd.worker.client_renewal import ClientRenewal
 from vpnd.worker.client_stream import ConnectionFailed, ServerConnection
 from vpnd.worker.dialler import Dialler
 from vpnd.worker.messages import (
@@ -64,6 +65,9 @@ class Connector:
         self._on_login = on_login
         self._on_session = on_session
         self._dialler = Dialler(settings, chacha_first=chacha_first)
+        self.renewal = ClientRenewal(settings, ask)
+        self._own: set[tuple[str, int]] = set()
+        """Remotes that have shown to be pyvpn."""
         self._held: dict[tuple[str, int], HeldSession] = {}
         """Sessions by remote, the one used last at the end."""
         self._dialled: list[ServerConnection] = []
@@ -101,9 +105,12 @@ class Connector:
                 connection, held = await self._log_in(connection, remote)
                 self._held[_key(remote)] = held
             return await self._connect(connection, remote, held, rekey=rekey)
-        except BaseException:
+        except BaseException as exc:
             for dialled in self._dialled:
                 dialled.close()
+            if isinstance(exc, Fatal) and self.renewal.swap():
+                self._dialler.show(self.renewal.shown_pem)
+                raise ConnectionFailed(f"{exc}; trying with the other certificate") from exc
             raise
 
     async def _dial(self, remote: RemoteEntry, host: str, port: int) -> ServerConnection:
@@ -204,6 +211,7 @@ class Connector:
             hostname=self._settings.hostname,
             wants_dtls=self._wants_dtls,
             rekey=rekey,
+            renewal=self.renewal.request() if _key(remote) in self._own else b"",
             address4=IPv4Address(held.address4) if held.address4 else None,
             address6=IPv6Address(held.address6) if held.address6 else None,
         )
@@ -211,6 +219,10 @@ class Connector:
         event = await self._next(connection)
         if isinstance(event, TunnelOpened):
             self._hold(held, event.params)
+            if event.params.is_pyvpn:
+                self._own.add(_key(remote))
+            if await self.renewal.contact(event.params):
+                self._dialler.show(self.renewal.shown_pem)
             return connection, event.params
         if isinstance(event, TunnelRefused) and event.cookie_refused and not rekey:
             del self._held[_key(remote)]  # the session is over: the next try logs in again

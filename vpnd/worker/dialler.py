@@ -35,13 +35,20 @@ class Dialler:
     def __init__(self, settings: StartClient, *, chacha_first: bool) -> None:
         self._worked: dict[str, list[str]] = {}  # addresses by name, the last that did first
         self._asked: dict[str, tuple[float, asyncio.Future[list[str]]]] = {}
+        self._settings = settings
+        self._chacha_first = chacha_first
+        self.show(settings.renewed_pem or settings.certificate_pem)
+
+    def show(self, certificate_pem: str) -> None:
+        """Show this certificate from now on; it is for the same key.  Raises ConfigError."""
+        settings = self._settings
         self._contexts = {
             remote.ca_pem: client_context(
                 ca_pem=remote.ca_pem,
-                certificate_pem=settings.certificate_pem,
+                certificate_pem=certificate_pem,
                 key_pem=settings.key_pem,
                 allow_tls12=settings.allow_tls12,
-                chacha_first=chacha_first,
+                chacha_first=self._chacha_first,
             )
             for remote in settings.remotes
         }

@@ -115,6 +115,10 @@ class OpenQuery:
     """The client is one of our own."""
     rekey: bool = False
     """It wants this tunnel beside the one it has, to change its keys."""
+    renewal: str = ""
+    """Its request for its next certificate, base64; with it `certificate_der`."""
+    certificate_der: str = ""
+    """The certificate that it has shown, base64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,8 @@ class OpenReply:
     """Number of the tunnel that goes on until the client uses this one, 0 = none."""
     cookie: str = field(default="", repr=False)
     """The session's next cookie; empty where it keeps the one it has."""
+    renewed: list[str] = field(default_factory=list)
+    """The client's next certificate and the one above, base64, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +306,10 @@ class StartClient:
     log_level: str
     sessions: list[HeldSession]
     """What earlier workers held, the one used last at the end."""
+    renewed_pem: str = ""
+    """A later certificate for the same key, to be shown instead of `certificate_pem`."""
+    renew: bool = False
+    """Whether to ask for a certificate before this one ends: there is a place to keep it."""
     log_anonymise: bool = False
 
 
@@ -357,6 +367,20 @@ class ClientState:
     remote: str
     attempt: int
     next_try_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRenewed:
+    """Worker -> master: the server gave us our next certificate; keep it."""
+
+    certificate_pem: str
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateKept:
+    """Master -> worker: the reply; with an empty `refusal` it may be shown from now on."""
+
+    refusal: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,6 +452,8 @@ Message = (
     | LinkUp
     | LinkReady
     | ClientState
+    | CertificateRenewed
+    | CertificateKept
     | Ended
     | NetworkChanged
     | Rotate

@@ -1,5 +1,6 @@
 """What a client is told about its tunnel."""
 
+from base64 import b64decode
 from ipaddress import IPv4Address, IPv6Interface, ip_address, ip_network
 
 from vpnd.wire.tunnel_params import DtlsParams, TunnelParams
@@ -30,4 +31,5 @@ def tunnel_params(
         rekey_method="new-tunnel",
         server_name=reply.server_name,
         dtls=dtls,
+        renewed=tuple(b64decode(each) for each in reply.renewed),
     )

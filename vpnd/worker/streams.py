@@ -7,26 +7,24 @@ the master, keeps the limits, and decides nothing itself.
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol, cast
 
 from OpenSSL import SSL
 
 from vpnd import log
-from vpnd.auth.contract import CertificateFacts
 from vpnd.auth.hasher import source
 from vpnd.dataplane.peer import Peer
 from vpnd.errors import Malformed, RemoteProtocolError
-from vpnd.pki.certificates import parse_client_identity, serial_text
 from vpnd.protocol.events import Event, LoginStep, LogoutRequested, TunnelRequested
 from vpnd.protocol.server_channel import ServerChannel, State
 from vpnd.protocol.tls_stream import TlsStream
-from vpnd.wire import cstp
+from vpnd.wire import cstp, renewal
 from vpnd.wire.auth_messages import AuthForm, Input
 from vpnd.wire.cstp import PacketType
 from vpnd.worker.admission import TOO_MANY_LOGINS, Admission
 from vpnd.worker.control import ControlChannel, PeerGone
 from vpnd.worker.messages import LoginQuery, LoginReply, Logout, OpenQuery, OpenReply, Start
+from vpnd.worker.shown_certificate import der, facts
 from vpnd.worker.tunnel import Tunnel
 
 HANDSHAKE_TIMEOUT = 15.0  # seconds for TCP accept to finished TLS handshake
@@ -242,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
                 values=dict(step.fields),
                 group=step.group,
                 restart=step.restart,
-                certificate=self._certificate(),
+                certificate=facts(self.tls.peer_certificate()),
             )
         )
         if self._gone or not isinstance(reply, LoginReply):
@@ -263,13 +261,15 @@ class ClientConnection(asyncio.Protocol):
             OpenQuery(
                 cookie=connect.cookie,
                 address=self.outer,
-                certificate=self._certificate(),
+                certificate=facts(self.tls.peer_certificate()),
                 hostname=connect.hostname,
                 user_agent=connect.user_agent,
                 wants_ipv4=connect.wants_ipv4,
                 wants_ipv6=connect.wants_ipv6,
                 is_own=connect.is_own,
                 rekey=connect.rekey,
+                renewal=renewal.encode(connect.renewal) if connect.renewal else "",
+                certificate_der=der(self.tls.peer_certificate()) if connect.renewal else "",
             )
         )
         if not isinstance(reply, OpenReply):
@@ -288,21 +288,6 @@ class ClientConnection(asyncio.Protocol):
         self._pending = False
         self._host.admission.pending -= 1
         self._forget_login()
-
-    def _certificate(self) -> CertificateFacts | None:
-        """Return what the verified client certificate says, None if there is none."""
-        certificate = self.tls.peer_certificate()
-        if certificate is None:
-            return None
-        user = client = None
-        with suppress(Malformed):
-            user, client = parse_client_identity(certificate)
-        return CertificateFacts(
-            user,
-            client,
-            serial_text(certificate),
-            certificate.not_valid_after_utc.timestamp(),
-        )
 
     # sending
 
