@@ -173,8 +173,10 @@ def test_what_a_page_refers_to_is_there(page: Path) -> None:
 def test_units_that_are_named_exist(page: Path) -> None:
     """Somebody types them."""
     text = page.read_text().replace(r"\-", "-")
-    for name, kind in re.findall(r"(pyvpn-[a-z]+@?)[A-Z]*\.(service|socket|timer|path)\b", text):
-        assert (ROOT / "systemd" / f"{name}.{kind}").exists(), f"{name}.{kind}"
+    units = set(re.findall(r"(pyvpn-[a-z]+@?)[A-Z]*(\.(?:service|socket|timer|path))\b", text))
+    there = {(path.stem, path.suffix) for path in (ROOT / "systemd").glob("pyvpn-*.*")}
+    assert units <= there
+    assert units == there or page.name != "pyvpn.7"  # which names them all
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
