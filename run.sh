@@ -35,6 +35,8 @@ usage: ./run.sh COMMAND
   test -m systemd       the package on whole Debian systems, which it boots; minutes
   fuzz [TARGET] [--minutes N]
                         throw bytes at what reads bytes of strangers; all targets, a minute each
+  bench [--quick]       measure this VPN beside openvpn, ocserv and wireguard-go, those that are
+                        at hand; --quick ends within 120 s; `bench --help` names the rest
   server                run a server on this machine in the foreground; Ctrl-C ends it
   client PROFILE        connect this machine: a profile's file or https://HOST[:PORT], and what
                         else `vpnd client --help` names; Ctrl-C disconnects
@@ -472,8 +474,7 @@ test_all() { # MARKERS
     if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
         say "not tested: Debian 13's libraries, of which there are no packages for $("$PYTHON" -V)"
     else
-        locked make_venv "$HERE/.venv-debian13" test --only-binary=cryptography,numpy \
-            --constraint "$HERE/tests/constraints-debian13.txt" ||
+        make_debian13 ||
             die "pip could not install Debian 13's libraries: read $HERE/.venv-debian13/pip.log"
         # Marked `once` is what a second time would only repeat, since no library of this generation
         # has a hand in it: the linters, and the tests that start run.sh and so the programs of .venv.
@@ -511,6 +512,29 @@ run_fuzz() {
         die "pip could not install the fuzzer: read $HERE/.venv-fuzz/pip.log"
     cd "$HERE"
     PYTHONPATH=$HERE exec .venv-fuzz/bin/python -m tests.fuzz "$@"
+}
+
+run_bench() {
+    need_root bench
+    need_network_rights
+    need_capability "$CAP_SYS_ADMIN" CAP_SYS_ADMIN
+    need_packages iperf3
+    prepare bench -- "$@"
+    local package other=()
+    for package in openconnect ocserv openvpn wireguard-tools wireguard-go; do # each may be absent
+        locked "$HERE/tests/peers.sh" "$HERE/.cache/peers" "$package" || true
+    done
+    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' && make_debian13; then
+        other=(--debian13 "$HERE/.venv-debian13/bin/python")
+    else
+        say "not measured: with Debian 13's libraries"
+    fi
+    python -m tests.bench "${other[@]}" "$@"
+}
+
+make_debian13() { # .venv-debian13 exists afterwards
+    locked make_venv "$HERE/.venv-debian13" test --only-binary=cryptography,numpy \
+        --constraint "$HERE/tests/constraints-debian13.txt"
 }
 
 run_deb() { # [VERSION]
@@ -575,6 +599,7 @@ main() {
         vpnctl "$@"
         ;;
     fuzz) run_fuzz "$@" ;;
+    bench) run_bench "$@" ;;
     deb) run_deb "$@" ;;
     clean) run_clean "$@" ;;
     help | -h | --help) usage ;;

@@ -54,6 +54,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.wireguard_go:
         options.wireguard_go = str(Path(options.wireguard_go).resolve())
+    if options.wireguard_go:
+        options.wireguard_go = str(Path(options.wireguard_go).resolve())
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.seconds = options.seconds or (2.0 if options.quick else 5.0)
     return options
