@@ -10,6 +10,7 @@ go where the tunnel's routes say.
 import ipaddress
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.netns.bed import WEB4, Bed
@@ -83,4 +84,5 @@ def _configured() -> str:
 
 if __name__ == "__main__":
     kind, *arguments = sys.argv[1:]
-    {"zone": zone, "forward": forward}[kind](*arguments)
+    programs: dict[str, Callable[..., None]] = {"zone": zone, "forward": forward}
+    programs[kind](*arguments)
