@@ -1,7 +1,7 @@
 """Restarts that nobody notices, with systemd itself: what it keeps, and when it lets go of it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -54,12 +54,15 @@ def client(server: System, install: Callable[[str], System]) -> System:
 
 
 @pytest.fixture(scope="module")
-def talk(server: System, client: System) -> Process:
+def talk(server: System, client: System) -> Iterator[Process]:
     """A TCP connection inside the tunnel, on which something is said 20 times a second."""
-    server.start("echo", "python3", "-c", ECHO).wait_for("ready")
+    echo = server.start("echo", "python3", "-c", ECHO)
+    echo.wait_for("ready")
     talk = client.start("talk", "python3", "-c", TALK)
     talk.wait_for("^echo 5$")
-    return talk
+    yield talk
+    for process in (talk, echo):
+        process.kill()
 
 
 def session(server: System) -> dict[str, Any]:
