@@ -82,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
         prog="vpnctl",
         description="Look at and change a running pyvpn daemon, and its certificates.",
         epilog="General options may stand after the command too. Exit status: 1 refused or "
-        "failed, 2 wrong arguments, 3 vpnd is not running, 4 not permitted.",
+        "failed, 2 wrong arguments, 3 vpnd is not running, 4 not permitted. "
+        "Examples: man vpnctl.",
         parents=[general_options()],
         allow_abbrev=False,
     )
