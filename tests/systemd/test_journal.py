@@ -80,6 +80,31 @@ def test_with_level_none_nothing_more_is_said(server: System) -> None:
     assert len(entries(server, "PYVPN_EVENT=configuration reloaded", since=since)) == 1
 
 
+def test_a_host_without_ipv6_serves_ipv4(server: System) -> None:
+    """As booted with ipv6.disable=1: no program can have such a socket."""
+    since = server.cursor()
+    for unit in ("pyvpn-server", "pyvpn-helper"):
+        server.write(
+            f"/etc/systemd/system/{unit}.service.d/ipv6.conf",
+            "[Service]\nRestrictAddressFamilies=\n"
+            "RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK\n",
+        )
+    server.shell("systemctl daemon-reload && systemctl stop pyvpn-server pyvpn-helper")
+    server.shell("systemctl start pyvpn-server")
+    (warning,) = entries(server, "PYVPN_EVENT=this host cannot do all that is configured",
+                         since=since)  # fmt: skip
+    assert warning["PRIORITY"] == "4"
+    assert warning["PYVPN_REASON"].startswith("IPv4 only, this kernel has no IPv6")
+    status = json.loads(server.shell("vpnctl --json status"))
+    assert (status["state"], status["listen"]) == ("up", ["0.0.0.0:55555"])
+    assert status["addresses"] == ["10.8.0.1/24"]
+    for unit in ("pyvpn-server", "pyvpn-helper"):
+        server.path(f"/etc/systemd/system/{unit}.service.d/ipv6.conf").unlink()
+    server.shell("systemctl daemon-reload && systemctl stop pyvpn-server pyvpn-helper")
+    server.shell("systemctl start pyvpn-server")
+    assert len(json.loads(server.shell("vpnctl --json status"))["addresses"]) == 2
+
+
 def test_a_bad_configuration_fails_once_and_says_why(server: System) -> None:
     """In `systemctl status`, in one line, with exit status 2; systemd does not try again."""
     server.shell(f"cp {CONFIG} /root/before.toml && sed -i 's/^mtu = .*/mtu = 400/' {CONFIG}")
