@@ -47,7 +47,7 @@ usage: ./run.sh COMMAND
 
 Settings (environment): PYTHON, and for server, client, vpnctl and clean PYVPN_NAME (the
 server's name, asked for by clients), PYVPN_ETC, PYVPN_STATE, PYVPN_CA, PYVPN_RUN,
-PYVPN_CLIENT_RUN, PYVPN_HELPER_RUN, PYVPN_HELPER_SOCKET.
+PYVPN_CLIENT_RUN, PYVPN_CLIENT_STATE, PYVPN_HELPER_RUN, PYVPN_HELPER_SOCKET.
 USAGE
 }
 
@@ -280,7 +280,7 @@ run_client() {
     need_root client
     need_network_rights
     prepare client -- "$@"
-    local profile=$1 name run number given=()
+    local profile=$1 name run state number given=()
     shift
     name=$(client_name "$profile") || exit 2
     readonly CLIENT=client-$name
@@ -288,6 +288,8 @@ run_client() {
     number=$(still_runs "$CLIENT") && die "this client runs already (vpnd $number): end it first"
     set_up_file helper.toml
     install -d -m 0755 -o pyvpn-client -g pyvpn-client "$run"
+    state=${PYVPN_CLIENT_STATE:-/var/lib/pyvpn-client}
+    install -d -m 0700 -o pyvpn-client -g pyvpn-client "$state"
     if [[ $profile != *://* ]]; then # opened here: it is root's, and vpnd is not root
         local fd
         exec {fd}<"$profile"
@@ -299,7 +301,8 @@ run_client() {
     # No setsid: vpnd may ask for a password on this terminal.
     PYTHONPATH=$HERE PYTHONUNBUFFERED=1 setpriv --reuid=pyvpn-client --regid=pyvpn-client \
         "${UNPRIVILEGED[@]}" -- "$HERE/.venv/bin/python" -P -m vpnd client "$profile" \
-        --run-dir "$run" --helper-socket "$HELPER_SOCKET" "${given[@]}" "$@" <&0 &
+        --run-dir "$run" --state-dir "$state/$name" --helper-socket "$HELPER_SOCKET" \
+        "${given[@]}" "$@" <&0 &
     remember "$CLIENT" $!
     wait $! || die "vpnd ended with $?: its last line above says why"
 }

@@ -26,7 +26,16 @@ class Machine:
         self.host = site.bed.client
         self.folder = site.bed.folder / "laptop"
         self.folder.mkdir()
-        names = ("ETC", "STATE", "CA", "RUN", "CLIENT_RUN", "HELPER_RUN", "HELPER_SOCKET")
+        names = (
+            "ETC",
+            "STATE",
+            "CA",
+            "RUN",
+            "CLIENT_RUN",
+            "CLIENT_STATE",
+            "HELPER_RUN",
+            "HELPER_SOCKET",
+        )
         self.env = {f"PYVPN_{name}": str(self.folder / name.lower()) for name in names}
         site.daemons.vpnctl("client", "add", "laptop", "--output", str(self.folder))
         self.profile = self.folder / "laptop.toml"
