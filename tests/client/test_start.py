@@ -57,7 +57,7 @@ def test_a_profile_may_come_from_the_service_manager(
     profile.rename(tmp_path / "profile")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     assert made("/etc/pyvpn/client/tablet.toml").client.name == "tablet"
-    (tmp_path / "profile").write_text("")  # systemd has not found it
+    (tmp_path / "profile").write_text("\n")  # systemd has not found it
     with pytest.raises(ConfigError, match=r"/nonexistent/tablet.toml: no such file; "):
         made("/nonexistent/tablet.toml")
 

@@ -76,7 +76,7 @@ def _given(options: argparse.Namespace) -> bytes | None:
         return read_all(options.profile_fd, MAX_FILE)
     credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), CREDENTIAL)
     if credential.exists():
-        return read(credential, "start the unit again") or None  # empty: there is no such profile
+        return read(credential, "start the unit again").strip() or None  # empty: no such file
     return None
 
 
