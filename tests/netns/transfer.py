@@ -130,7 +130,7 @@ class Transfer:
         A window that every queue on the way can hold loses no packet, its own or another's.
         """
         arguments = ["run", address, *map(str, (port, up, down, window))]
-        return cls(namespace.start("transfer", *PROGRAM, *arguments))
+        return cls(namespace.start(f"transfer-{namespace.name}", *PROGRAM, *arguments))
 
     def wait_mebibytes(self, direction: str, count: int, timeout_s: float = 60.0) -> None:
         """Wait until so much of "up" or "down" is done."""

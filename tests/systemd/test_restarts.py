@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,21 @@ def test_nobody_notices_a_restart(
     logged = client.journal("-u", CLIENT, f"--after-cursor={since}")
     assert "logging-in" not in logged
     assert talk.is_alive
+
+
+def test_nobody_notices_an_upgrade(
+    server: System, client: System, talk: Process, newer_package: Path
+) -> None:
+    """apt replaces the files and restarts what runs, one program after the other."""
+    for unit, system in ((SERVER, server), (CLIENT, client)):
+        before, since = standing(server, client), client.cursor()
+        pid = system.property(unit, "MainPID")
+        system.install(newer_package)
+        assert system.property(unit, "MainPID") not in {pid, "0"}
+        mark = talk.mark()
+        talk.wait_for("^echo", since=mark, timeout_s=BACK_S)
+        assert standing(server, client) == before
+        assert "logging-in" not in client.journal("-u", CLIENT, f"--after-cursor={since}")
 
 
 def test_a_client_that_is_stopped_says_good_bye(
