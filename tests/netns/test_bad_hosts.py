@@ -9,16 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from cryptography.x509.oid import NameOID
 
 from tests.netns.bed import SERVER6, Bed
 from tests.netns.daemons import Daemons
 from tests.netns.namespace import run
 from tests.netns.site import Site
 from tests.netns.snapshot import State, differences, snapshot
+from tests.protocol.authority import certificate_of
 
 pytestmark = pytest.mark.netns
 SMALL = 128 * 1024  # bytes of a disk that holds the keys, and no database beside them
@@ -118,7 +115,9 @@ def test_a_clock_before_the_certificate(daemons: Daemons) -> None:
     certificate = daemons.folder / "state/server.crt"
     before = certificate.read_bytes()
     begin = datetime.now(UTC) + timedelta(days=2)
-    certificate.write_bytes(certificate_from(daemons.folder / "state/server.key", begin))
+    certificate.write_bytes(
+        certificate_of((daemons.folder / "state/server.key").read_bytes(), begin)
+    )
     try:
         line = complaint(daemons, 1)
     finally:
@@ -127,17 +126,6 @@ def test_a_clock_before_the_certificate(daemons: Daemons) -> None:
         f"{certificate}: the certificate is not valid before {begin:%Y-%m-%d %H:%M} UTC, and the "
     )
     assert line.endswith("; set the clock (timedatectl)")
-
-
-def certificate_from(key_file: Path, begin: datetime) -> bytes:
-    """Return a certificate for a key, valid from a day that is yet to come."""
-    key = load_pem_private_key(key_file.read_bytes(), None)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vpn.example")])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name)
-    builder = builder.public_key(key.public_key())  # type: ignore[arg-type]  # it is an EC key
-    builder = builder.serial_number(1).not_valid_before(begin)
-    builder = builder.not_valid_after(begin + timedelta(days=9))
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
 
 
 def test_ipv6_that_is_switched_off(bed: Bed, daemons: Daemons) -> None:

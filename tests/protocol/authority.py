@@ -5,6 +5,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from vpnd.pki import ca, keys
@@ -66,3 +69,14 @@ class TestSite:
             allow_tls12=allow_tls12,
             chacha_first=chacha_first,
         )
+
+
+def certificate_of(key_pem: bytes, begin: datetime) -> bytes:
+    """Return a self-signed certificate for a key, PEM, valid from `begin` for some days."""
+    key = load_pem_private_key(key_pem, None)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vpn.example.org")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    builder = builder.public_key(key.public_key())  # type: ignore[arg-type]  # it is an EC key
+    builder = builder.serial_number(1).not_valid_before(begin)
+    builder = builder.not_valid_after(begin + timedelta(days=9))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)  # type: ignore[arg-type]

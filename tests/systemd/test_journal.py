@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from tests.protocol.authority import certificate_of
 from tests.systemd.system import System
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(300)]
@@ -103,6 +105,22 @@ def test_a_host_without_ipv6_serves_ipv4(server: System) -> None:
     server.shell("systemctl daemon-reload && systemctl stop pyvpn-server pyvpn-helper")
     server.shell("systemctl start pyvpn-server")
     assert len(json.loads(server.shell("vpnctl --json status"))["addresses"]) == 2
+
+
+def test_a_clock_that_is_set_late_only_delays_the_start(server: System) -> None:
+    """However long it takes: systemd does not give up, and says what it waits for."""
+    certificate, key = (server.path(f"/var/lib/pyvpn/server.{name}") for name in ("crt", "key"))
+    before = certificate.read_bytes()
+    begin = datetime.now(UTC) + timedelta(days=2)
+    certificate.write_bytes(certificate_of(key.read_bytes(), begin))
+    since = server.cursor()
+    server.shell("systemctl restart pyvpn-server", check=False)
+    waiting, *_ = entries(server, "PYVPN_EVENT=waiting for the clock to be set", since=since)
+    assert waiting["PYVPN_REASON"].startswith("/var/lib/pyvpn/server.crt: the certificate is not")
+    server.wait_journal("set the clock .timedatectl.$", since=since, unit="pyvpn-server")
+    certificate.write_bytes(before)  # the clock is right now, so to speak
+    server.wait_journal("vpnd is ready", since=since, unit="pyvpn-server")
+    assert int(server.property("pyvpn-server", "NRestarts")) >= 1
 
 
 def test_a_bad_configuration_fails_once_and_says_why(server: System) -> None:

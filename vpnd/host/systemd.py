@@ -196,6 +196,11 @@ def _line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def is_there() -> bool:
+    """Return whether systemd started us and waits to hear of it."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
 def _notify(*lines: str, fds: Iterable[int] = ()) -> None:
     """Send one message; `sdnotify` has no way to send descriptors."""
     path = os.environ.get("NOTIFY_SOCKET")

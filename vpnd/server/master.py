@@ -23,7 +23,7 @@ from vpnd.ipc.api import SOCKET_NAME
 from vpnd.ipc.server import IpcServer, serve
 from vpnd.policy.leases import Pool
 from vpnd.server.admin import Admin
-from vpnd.server.checks import check_keys, fit
+from vpnd.server.checks import TooEarly, check_keys, fit
 from vpnd.server.logins import Logins
 from vpnd.server.network import Descriptors, Network
 from vpnd.server.reload import Reloader
@@ -49,6 +49,7 @@ from vpnd.worker.messages import (
     TunnelTakesOver,
 )
 
+CLOCK_WAIT = 10.0  # seconds, of which StartLimitBurst= of the unit fill StartLimitIntervalSec=
 EXPIRE_INTERVAL = 5.0  # seconds between two searches for sessions whose time is over
 
 
@@ -63,10 +64,27 @@ async def run(config: ServerConfig, *, config_file: Path, state_dir: Path, run_d
         )
     harden()
     fitted = fit(config, config_file)
-    check_keys(config, state_dir, datetime.now(UTC))
+    await _check_keys(config, state_dir)
     if fitted.left_out:
         log.warning("this host cannot do all that is configured", reason=fitted.left_out)
     await Master(fitted.config, config_file, state_dir, run_dir).run()
+
+
+async def _check_keys(config: ServerConfig, state_dir: Path) -> None:
+    """Check, and where the clock is behind give it a while to be set.
+
+    systemd starts us again at once when we end, ten times at most within a minute; a board
+    without a battery has the right time later than that.
+    """
+    try:
+        check_keys(config, state_dir, datetime.now(UTC))
+    except TooEarly as exc:
+        if not systemd.is_there():
+            raise
+        log.warning("waiting for the clock to be set", reason=str(exc))
+        systemd.status("waiting for the clock to be set")
+        await asyncio.sleep(CLOCK_WAIT)
+        check_keys(config, state_dir, datetime.now(UTC))
 
 
 class Master:
