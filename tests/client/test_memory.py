@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from vpnd.client.memory import SessionMemory
-from vpnd.config.profile_options import ClientConfig, ClientOptions, RemoteOptions
+from vpnd.config.profile_options import (
+    ClientConfig,
+    ClientOptions,
+    ClientTlsOptions,
+    RemoteOptions,
+)
 from vpnd.host.systemd import Kept
 from vpnd.worker.messages import HeldSession
 
