@@ -91,9 +91,10 @@ class Backend(MemoryBackend):
         return self.profile
 
 
-def run_daemon(path: Path, profile: Profile) -> None:
+def run_daemon(path: Path, profile: Profile, ready: int) -> None:
     async def main() -> None:
         server = await serve(path, Backend(profile))
+        os.close(ready)
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         await stopped.wait()
@@ -110,15 +111,16 @@ def place() -> Iterator[Place]:
     root.chmod(0o755)
     made = Place(root)
     socket = root / "run" / "vpnd.sock"
+    listening, ready = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            run_daemon(socket, made.profile)
+            run_daemon(socket, made.profile, ready)
         finally:
             os._exit(0)
-    deadline = time.monotonic() + 10
-    while not socket.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    os.close(ready)
+    os.read(listening, 1)  # its end; the socket is there before it is listened on
+    os.close(listening)
     yield made
     os.kill(pid, signal.SIGTERM)
     os.waitpid(pid, 0)
