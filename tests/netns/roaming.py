@@ -42,19 +42,28 @@ class Roamer:
         return own
 
     def rebind(self) -> range:
-        """Have a NAT on the way forget what it knew: UDP comes from other ports from now on."""
+        """Have a NAT on the way forget what it knew: UDP comes from other ports from now on.
+
+        Answers to the old ports are dropped: let through, they would bring the old ones back
+        before the client sends.
+        """
         first = 40000 + 1000 * self._binding
         ports = f"{first}-{first + 999}"
-        self._nat(f'iifname "client0" ip protocol udp snat to {self._own}:{ports}')
+        self._nat(
+            f'iifname "client0" ip protocol udp snat to {self._own}:{ports}',
+            'oifname "client0" ip protocol udp ct state new drop',
+        )
         return range(first, first + 1000)
 
     def _nat(self, translation: str, forward: str = "accept") -> None:
-        """Put a NAT with these rules in place of an earlier one, and forget its connections."""
-        if self._binding:
-            self._bed.internet.nft(f"delete table ip {NAT}")
+        """Put a NAT with these rules in place of an earlier one, and forget its connections.
+
+        In one transaction: without any NAT, packets would pass as they are.
+        """
         self._binding += 1
         self._bed.internet.sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")
         self._bed.internet.nft(
+            f"table ip {NAT} {{}}\ndelete table ip {NAT}\n"
             f"table ip {NAT} {{\n"
             f"chain out {{ type nat hook postrouting priority srcnat; {translation}; }}\n"
             f"chain through {{ type filter hook forward priority 0; {forward}; }}\n}}\n"
