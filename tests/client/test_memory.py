@@ -58,6 +58,9 @@ def test_a_cookie_is_one_users_one_groups_and_one_servers(stored: list[int]) -> 
     SessionMemory(CONFIG, Kept()).keep(HELD)
     for changed in (ClientOptions(user="carol"), ClientOptions(user="bob", group="guests")):
         assert recalled(replace(CONFIG, client=changed), stored[0]) == {}
+    assert recalled(replace(CONFIG, tls=ClientTlsOptions(key="another")), stored[0]) == {}
+    renewed = replace(CONFIG, tls=ClientTlsOptions(certificate="the next one"))
+    assert recalled(renewed, stored[0]) == HELD
     other = replace(CONFIG, remotes=CONFIG.remotes[1:])
     assert list(recalled(other, stored[0])) == [("b.example", 443)]
 

@@ -26,7 +26,8 @@ class SessionMemory:
         self._kept = kept
         self._remotes = {(remote.host, remote.port) for remote in config.remotes}
         client = config.client
-        who = json.dumps([client.user, client.group, config.tls.certificate])
+        # the key, not the certificate: a renewed one keeps key and session
+        who = json.dumps([client.user, client.group, config.tls.key])
         self._who = hashlib.sha256(who.encode()).digest()
 
     def keep(self, sessions: dict[Remote, HeldSession]) -> None:
