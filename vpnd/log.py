@@ -95,9 +95,9 @@ class _JournalHandler(logging.Handler):
         lost = self._way.lost
         if self._way.send(self._fields(record)) and lost:
             self._way.lost = 0
-            self._way.send(
-                _entry(4, f"log lines were lost: count={lost}") | {"PYVPN_COUNT": f"{lost}"}
-            )
+            warning("log lines were lost", count=lost)
+            if self._way.lost:  # this one, too
+                self._way.lost += lost
 
     def _fields(self, record: logging.LogRecord) -> dict[str, str]:
         entry = _entry(_priority(record), self.format(record))
