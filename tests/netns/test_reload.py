@@ -1,9 +1,11 @@
 """A new configuration on a server that runs: nobody is dropped, and the next ones get it."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,6 +126,23 @@ def test_a_bad_file_is_refused_whole(site: Site) -> None:
     )
     differ = {s["key"]: s["running"] for s in shown["settings"] if s["running"] != s["value"]}
     assert differ == {"network.dns": []}
+
+
+def test_a_worker_that_is_just_starting_hears_of_it(site: Site) -> None:
+    """It may have been told how to work a moment before."""
+    vpnd = site.daemons.vpnd
+    for _ in range(2):
+        mark = vpnd.mark()
+        children = Path(f"/proc/{vpnd.pid.number}/task/{vpnd.pid.number}/children")
+        os.kill(int(children.read_text()), signal.SIGKILL)
+        told = reload(site, {"dtls": {"enabled": False}})
+        assert told["applied"] == ["dtls.enabled"]
+        vpnd.wait_for("worker died, starting another", since=mark)
+        bob = connect(site, "bob", 1)
+        assert site.session("bob")["channel"] == "TLS"
+        assert "Established DTLS" not in bob.process.text()
+        bob.disconnect()
+        reload(site, {})
 
 
 @pytest.mark.usefixtures("_alice")

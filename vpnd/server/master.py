@@ -267,10 +267,13 @@ class Master:
 
     async def _reload_worker(self, config: ServerConfig) -> None:
         """Raises ConfigError where the worker cannot work like that."""
+        settings = Reload(self._worker_settings(config))
         try:
-            reply = await self._worker.ask(Reload(self._worker_settings(config)))
-        except PeerGone:  # the next one starts with what is in force then
-            return
+            reply = await self._worker.ask(settings)
+        except PeerGone:  # the next one may have been told already how to work
+            if not await self._worker.wait_ready():
+                return
+            reply = await self._worker.ask(settings)
         if isinstance(reply, Reloaded) and reply.refusal:
             raise ConfigError(reply.refusal)
 
