@@ -7,7 +7,7 @@ server is asked over its own socket, and what needs it waits when there is none.
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vpnctl.connection import DaemonAbsent, call
@@ -16,8 +16,10 @@ from vpnd.errors import VpnError
 from vpnd.ipc.api import Client
 from vpnd.pki import renewal_jobs
 from vpnd.pki.child import ensure_directory
+from vpnd.pki.schedule import ALERT_BEFORE
 
 BATCH = 16  # requests in one answer of the authority's process
+FOREIGN_ALERT = timedelta(days=30)  # somebody has to carry a file to somebody
 MAX_BATCHES = 256  # in one run: more than the spool holds
 
 
@@ -62,6 +64,7 @@ def renew(
         renewed.done.append("the server does not run: clients' requests and the list wait for it")
         return renewed
     _renew_clients(ca_home, server_home, now, clients, renewed)
+    renewed.alerts += _ending(clients, now)
     made = ca_home.run(renewal_jobs.make_list, clients=clients, now=now.timestamp())
     server_home.run(renewal_jobs.install_list, crl=made["crl"])
     return renewed
@@ -71,6 +74,7 @@ def _renew_server(
     ca_home: Home, server_home: Home, now: datetime, renewed: Renewed, *, force: bool
 ) -> bool:
     """Renew the issuing CA and the server's certificate; return whether anything is new."""
+    server_home.run(renewal_jobs.complete)
     state = server_home.run(renewal_jobs.server_state)
     if not state:
         raise VpnError(
@@ -104,6 +108,24 @@ def _renew_clients(
         server_home.run(renewal_jobs.answer, answers=answers)
         for answer in answers:
             _note(answer, clients, renewed)
+
+
+def _ending(clients: list[dict[str, Any]], now: datetime) -> list[str]:
+    """Return a line for each client that is about to be locked out."""
+    found = []
+    for client in clients:
+        left = client["not_after"] - now.timestamp()
+        soon = (FOREIGN_ALERT if client["foreign"] else ALERT_BEFORE).total_seconds()
+        if client["revoked_at"] is None and 0 < left < soon:
+            end = datetime.fromtimestamp(client["not_after"], UTC)
+            why = (
+                "other makers' clients cannot renew: revoke it and add it anew"
+                if client["foreign"]
+                else "it has not asked for another one"
+            )
+            name = f"client {client['name']} of user {client['user']}"
+            found.append(f"{name} ends on {end:%Y-%m-%d}: {why}")
+    return found
 
 
 def _note(answer: Mapping[str, str], clients: list[dict[str, Any]], renewed: Renewed) -> None:

@@ -33,7 +33,7 @@ end
 
 function __vpnctl_is_command --argument-names words
     switch $words
-        case 'status' 'up' 'down' 'user' 'user add' 'user passwd' 'user list' 'client' 'client add' 'client list' 'client revoke' 'rotate-keys' 'config' 'config check' 'config show' 'reload' 'pki' 'pki init' 'pki status' 'pki renew' 'pki crl'
+        case 'status' 'up' 'down' 'user' 'user add' 'user passwd' 'user list' 'client' 'client add' 'client list' 'client revoke' 'rotate-keys' 'config' 'config check' 'config show' 'reload' 'pki' 'pki init' 'pki status' 'pki renew' 'pki rotate-server-key' 'pki crl'
             return 0
     end
     return 1
@@ -56,6 +56,8 @@ function __vpnctl_takes --argument-names words # COMMAND OPTION
         case 'config check --policy'
             return 0
         case 'pki init --name' 'pki init --key-type' 'pki init --config'
+            return 0
+        case 'pki rotate-server-key --key-type'
             return 0
         case 'pki crl --output'
             return 0
@@ -122,10 +124,13 @@ complete -c vpnctl -n '__vpnctl_at "config show" 0' -r -F
 complete -c vpnctl -n '__vpnctl_at "pki"' -a init -d 'Make the authority and the server\'s keys; what is there is never overwritten'
 complete -c vpnctl -n '__vpnctl_at "pki"' -a status -d 'Show the certificates, their ends, and the pins'
 complete -c vpnctl -n '__vpnctl_at "pki"' -a renew -d 'Renew what is due, answer clients\' requests, write the revocation list'
+complete -c vpnctl -n '__vpnctl_at "pki"' -a rotate-server-key -d 'Put the server\'s next key in use; profiles that know it stay good'
 complete -c vpnctl -n '__vpnctl_at "pki"' -a crl -d 'Print the revocation list, for programs of others'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l name -x -d 'host name or address of the server, the one for profiles first (may be repeated; default: [server] name in server.toml, else this host\'s full name and address)'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l key-type -x -a 'p256 p384 rsa3072 rsa4096' -d 'kind of all keys that are made (default: p256)'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l if-missing -d 'do nothing where the server has its certificate'
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l config -r -F -d 'server.toml with the name (default: /etc/pyvpn/server.toml)'
 complete -c vpnctl -n '__vpnctl_at "pki renew"' -l force -d 'renew the server\'s certificate although it is not due'
+complete -c vpnctl -n '__vpnctl_at "pki rotate-server-key"' -l key-type -x -a 'p256 p384 rsa3072 rsa4096' -d 'kind of the key that will follow it (default: p256)'
+complete -c vpnctl -n '__vpnctl_at "pki rotate-server-key"' -l force -d 'lock out clients whose profiles are older than it'
 complete -c vpnctl -n '__vpnctl_at "pki crl"' -l output -r -F -d 'write it there instead'

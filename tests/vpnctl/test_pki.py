@@ -214,6 +214,7 @@ with tempfile.TemporaryDirectory() as place:
                 jobs.make_server_keys, jobs.sign_server, jobs.install_server_certificates,
                 jobs.end, renewal_jobs.server_state, renewal_jobs.renew,
                 renewal_jobs.authority_state, renewal_jobs.make_list, renewal_jobs.install_list,
+                renewal_jobs.next_key, renewal_jobs.rotate, renewal_jobs.complete,
                 renewal_jobs.pending, renewal_jobs.sign_clients, renewal_jobs.answer):
         answer = run_as(Account.current(), spy(job), request | {"force": True})
         print(answer.pop("new"))
@@ -227,4 +228,4 @@ def test_child_imports_nothing_after_it_has_changed_its_user() -> None:
         [sys.executable, "-c", CHILD_IMPORTS],
         cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert shown.stdout.split() == ["[]"] * 16
+    assert shown.stdout.split() == ["[]"] * 19

@@ -416,6 +416,27 @@ def test_every_file_keeps_its_owner_and_mode(site: Site) -> None:
             assert not path.name.startswith("."), path
 
 
+@pytest.mark.parametrize(
+    ("foreign", "days", "said"),
+    [
+        (False, 15, ""),
+        (False, 13, "has not asked for another one"),
+        (True, 31, ""),
+        (True, 29, "revoke it and add it anew"),
+        (True, -1, ""),
+    ],
+)
+def test_clients_about_to_be_locked_out_are_named(
+    site: Site, foreign: bool, days: int, said: str
+) -> None:
+    """Those that cannot renew, or did not: while there is time to do something."""
+    end = int((START + days * DAY).timestamp())
+    site.clients = [Client("alice", "phone", "1f", end, foreign=foreign, created=0)]
+    alerts = site.renew(START).alerts
+    assert len(alerts) == bool(said)
+    assert all("client phone of user alice ends on" in a and said in a for a in alerts)
+
+
 def test_the_status_tells_ends_pins_and_what_comes_next(site: Site) -> None:
     """One look at all that may end."""
     shown = status_of(site.ca, site.server, START + DAY)

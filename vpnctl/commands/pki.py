@@ -19,6 +19,7 @@ from vpnctl.connection import DaemonAbsent, call
 from vpnctl.homes import Home, ca_home, server_home
 from vpnctl.pki_init import chosen_names, initialise
 from vpnctl.pki_renew import plain_client, renew, running_server
+from vpnctl.pki_rotate import rotate
 from vpnd.errors import VpnError
 from vpnd.pki import renewal_jobs
 from vpnd.pki.certificates import server_names
@@ -75,10 +76,24 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="renew the server's certificate although it is not due",
     )
     renewing.set_defaults(run_action=_renew)
+    rotating = actions.add_parser(
+        "rotate-server-key",
+        help="put the server's next key in use; profiles that know it stay good",
+    )
+    rotating.add_argument(
+        "--key-type",
+        choices=KEY_TYPES,
+        default="p256",
+        help="kind of the key that will follow it (default: %(default)s)",
+    )
+    rotating.add_argument(
+        "--force", action="store_true", help="lock out clients whose profiles are older than it"
+    )
+    rotating.set_defaults(run_action=_rotate)
     crl = actions.add_parser("crl", help="print the revocation list, for programs of others")
     crl.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
     crl.set_defaults(run_action=_crl)
-    for action in (init, status, renewing, crl):
+    for action in (init, status, renewing, rotating, crl):
         for option, what in (
             ("--ca-dir", "where the certificate authority is"),
             ("--state-dir", "where the server's keys and certificate are"),
@@ -224,6 +239,26 @@ def _teller(args: argparse.Namespace) -> Callable[[], str]:
         return "the server has taken it"
 
     return tell
+
+
+def _rotate(args: argparse.Namespace) -> int:
+    made = rotate(
+        ca_home(args),
+        server_home(args),
+        args.key_type,
+        datetime.now(UTC),
+        force=args.force,
+        list_clients=running_server(args),
+    )
+    told = _teller(args)()
+    if args.json:
+        output.print_json(made)
+        return 0
+    facts = [("pin of the key in use", made["pins"][0]), ("pin of the next key", made["pins"][1])]
+    facts += [("locked out", name) for name in made["locked_out"]]
+    output.print_facts(args, facts)
+    print(f"{told}; profiles that are made from now on know the next key too")
+    return 0
 
 
 # the revocation list

@@ -88,6 +88,11 @@ def server_names(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(str(e.value) for e in _alternative_names(certificate) if isinstance(e, kinds))
 
 
+def parse_names(chain: str) -> tuple[str, ...]:
+    """Return `server_names` of the first certificate in a PEM text."""
+    return server_names(x509.load_pem_x509_certificates(chain.encode())[0])
+
+
 def parse_client_identity(certificate: x509.Certificate) -> tuple[str, str]:
     """Return (user, client) of a client's certificate.
 

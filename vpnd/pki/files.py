@@ -17,7 +17,7 @@ def write_new(path: Path, data: bytes, mode: int = PRIVATE) -> None:
         os.link(temporary, path, follow_symlinks=False)  # unlike rename(2), never overwrites
     finally:
         temporary.unlink()
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def replace(path: Path, data: bytes, mode: int = PRIVATE) -> None:
@@ -28,7 +28,7 @@ def replace(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     except BaseException:
         temporary.unlink()
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_all_new(files: dict[Path, tuple[bytes, int]]) -> None:
@@ -70,7 +70,7 @@ def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
     return temporary
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make the names in a directory survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

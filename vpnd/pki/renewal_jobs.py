@@ -56,6 +56,26 @@ def server_state(asked: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def next_key(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a request for the key that follows; an interrupted change is completed first."""
+    directory = Path(asked["directory"])
+    server_files.complete(directory)
+    return {"request": server_files.next_request(directory).decode()}
+
+
+def complete(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Complete a change of the server's keys that was interrupted."""
+    server_files.complete(Path(asked["directory"]))
+    return {}
+
+
+def rotate(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Put the next key in use; return both pins."""
+    directory = Path(asked["directory"])
+    server_files.rotate(directory, asked["certificate"].encode(), asked["key_type"])
+    return {"pins": list(server_pins(directory / "server.crt", directory / "server-next.pub"))}
+
+
 def install(asked: Mapping[str, Any]) -> Mapping[str, Any]:
     """Put renewed certificates in place."""
     server_files.replace_certificates(
