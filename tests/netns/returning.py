@@ -59,7 +59,9 @@ class Returning:
     def connect(self, *headers: tuple[str, str]) -> Answer:
         self.connection = Stranger(self._namespace)
         answer = self.connection.connect(self._cookie, headers)
-        assert answer.status == 200
+        if answer.status != 200:
+            self.close()
+            raise AssertionError(answer)
         return answer
 
     def come_back(self) -> None:

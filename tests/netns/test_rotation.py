@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -49,16 +50,21 @@ def test_a_stock_client_is_back_within_seconds_and_keeps_its_address(site: Site)
     client.disconnect()
 
 
-def test_with_new_keys_a_client_of_ours_gets_a_new_cookie(site: Site) -> None:
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    """What it holds is closed after the test, however that ends."""
+    with ExitStack() as held:
+        yield held
+
+
+def test_with_new_keys_a_client_of_ours_gets_a_new_cookie(site: Site, held: ExitStack) -> None:
     """Both are good until its first packet shows that it has it; a restart forgets neither."""
     (first,) = cookies(site.daemons, 1)
 
     def asked(cookie: str, *headers: tuple[str, str]) -> tuple[Stranger, Answer]:
-        client = Stranger(site.bed.client)
-        clients.append(client)
+        client = held.enter_context(Stranger(site.bed.client))
         return client, client.connect(cookie, [OWN, *headers])
 
-    clients: list[Stranger] = []
     _, given = asked(first)
     assert "x-pyvpn-cookie" not in given.headers
     _, lost = asked(first, REKEY)  # the client never reads this answer
@@ -78,5 +84,3 @@ def test_with_new_keys_a_client_of_ours_gets_a_new_cookie(site: Site) -> None:
     _, back = asked(second)
     assert back.status == 200
     assert back.headers["x-cstp-address"] == given.headers["x-cstp-address"]
-    for client in clients:
-        client.close()

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -73,14 +74,24 @@ def site(make_site: Callable[..., Site], request: pytest.FixtureRequest) -> Iter
     site.daemons.stop()
 
 
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    """What it holds is closed after the test, however that ends."""
+    with ExitStack() as held:
+        yield held
+
+
 @pytest.mark.parametrize("site", [True], indirect=True)
-def test_all_of_fifty_sessions_change_keys_under_load(site: Site) -> None:
+def test_all_of_fifty_sessions_change_keys_under_load(site: Site, held: ExitStack) -> None:
     """Ours goes on, with a transfer and every packet counted; stock ones are back in seconds."""
     serve_transfers(site.bed.server, site.gateway4)
     own = connected(site)
     stock = site.connect(1, certificate=site.daemons.add_client("bob"))
     namespace = site.bed.clients[1]
-    others = [Returning(namespace, cookie) for cookie in cookies(site.daemons, SESSIONS - 2)]
+    others = [
+        held.enter_context(closing(Returning(namespace, cookie)))
+        for cookie in cookies(site.daemons, SESSIONS - 2)
+    ]
     stock.wait_connected()
     stock.wait_dtls()
     own.wait_dtls()
@@ -123,8 +134,6 @@ def test_all_of_fifty_sessions_change_keys_under_load(site: Site) -> None:
     assert alice["connected_at"] == before[alice["id"]]["connected_at"]
     assert alice["rx_bytes"] > BULK
     assert alice["tx_bytes"] > BULK
-    for other in others:
-        other.close()
     stock.disconnect()
     own.stop()
 
