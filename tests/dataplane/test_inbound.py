@@ -6,7 +6,8 @@ import pytest
 
 from tests.dataplane.wiring import INTERNET4, Client, Plane, tcp
 from vpnd.dataplane import counters
-from vpnd.dataplane.inbound import RECEIVES_PER_WAKEUP, seal_one
+from vpnd.dataplane.inbound import seal_one
+from vpnd.dataplane.udp_socket import RECEIVES_PER_WAKEUP
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_record import HANDSHAKE, HEADER
 from vpnd.wire.segment import segment, segment_room
@@ -114,6 +115,35 @@ def test_a_train_is_judged_packet_by_packet(plane: Plane) -> None:
     assert client.peer.drops.as_dict() == dropped
     assert client.peer.rx_packets == 10
     assert client.peer.rx_bytes == 10 * len(parts[0])
+
+
+def test_a_forged_record_costs_only_itself_in_a_long_train(plane: Plane) -> None:
+    """What was opened before it is not opened again, what comes behind is opened at once."""
+    client = plane.client(2)
+    client.activate()
+    parts, records = train(client, 40, 1400)
+    for at in (0, 17, 18, 39):
+        records[at] = records[at][:-1] + bytes([records[at][-1] ^ 1])
+    client.send_train(b"".join(records), len(records[0]))
+    plane.read_udp()
+    assert packets(plane.from_tun()) == [
+        p for n, p in enumerate(parts) if n not in (0, 17, 18, 39)
+    ]
+    assert client.peer.drops.as_dict() == {counters.NOT_AUTHENTIC: 4}
+
+
+def test_trains_of_different_sizes_share_a_wakeup(plane: Plane) -> None:
+    """Each begins in the buffers where the one before has ended."""
+    client = plane.client(2)
+    client.activate()
+    expected = []
+    for count, size in ((9, 1001), (20, 77), (5, 1400), (30, 1001), (1, 3), (6, 1001)):
+        parts, records = train(client, count, size)
+        client.send_train(b"".join(records), len(records[0]))
+        expected += parts
+    plane.read_udp()
+    assert packets(plane.from_tun()) == expected
+    assert client.peer.drops.as_dict() == {}
 
 
 def test_a_whole_train_sent_twice_arrives_once(plane: Plane) -> None:

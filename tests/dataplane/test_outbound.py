@@ -195,11 +195,11 @@ def test_superpackets_of_a_wakeup_fill_trains(plane: Plane) -> None:
 
 
 def test_acknowledgements_of_a_wakeup_leave_together(plane: Plane) -> None:
-    """Once the kernel has taken one of the size, since one it refuses goes over TLS."""
+    """One sendmsg for all of them."""
     client = plane.client(2)
     client.activate()
     plane.to_tun(*[to(client, 0)] * 5)
-    assert [len(train) for train in trains(client)] == [1, 4]
+    assert [len(train) for train in trains(client)] == [5]
 
 
 def test_what_is_gathered_keeps_its_order_and_its_peer(plane: Plane) -> None:
@@ -227,32 +227,19 @@ def test_a_shorter_last_segment_ends_its_train(plane: Plane) -> None:
     assert client.peer.tx_bytes == sum(len(payload) - 1 for payload in expected)
 
 
-def test_gathered_packets_that_the_kernel_refuses_are_counted(plane: Plane) -> None:
-    """A firewall came up in mid-transfer: what waited is lost, what follows goes over TLS."""
+def test_gathered_packets_that_the_kernel_refuses_go_over_tls(plane: Plane) -> None:
+    """A firewall came up in mid-transfer: nothing of what waited is lost."""
     client = plane.client(2)
     path = client.activate()
     plane.to_tun(to(client))
     path.address = ("255.255.255.255", 9)  # refused without SO_BROADCAST
-    plane.to_tun(to(client), to(client), to(client))
-    assert client.peer.drops.as_dict() == {counters.UDP_REFUSED: 3}
+    packet = tcp(INTERNET4, client.address4, 5400)
+    plane.to_tun(packet.frame(1000), packet.frame(1000), to(client))
+    expected = [*packet.segments(1000) * 2, to(client)[len(PLAIN) :]]
+    assert [data for _, data in unpack(client.stream.packets)] == expected
+    assert client.peer.drops.as_dict() == {}
     assert not client.peer.dtls_active
-    plane.to_tun(to(client))
-    assert len(client.stream.packets) == 1
-    assert client.peer.tx_packets == 2
-
-
-def test_a_link_that_became_narrower_costs_one_wakeup(plane: Plane) -> None:
-    """The size was proven before; from then on packets that are refused go over TLS."""
-    client = plane.client(2)
-    path = client.activate()
-    plane.to_tun(to(client, 1200))
-    path.udp = UdpSocket(NarrowLink())  # type: ignore[arg-type]
-    plane.to_tun(to(client, 1200), to(client, 1200))
-    assert client.peer.drops.as_dict() == {counters.UDP_REFUSED: 2}
-    plane.to_tun(to(client, 1200), to(client, 1200))
-    assert len(client.stream.packets) == 2
-    assert client.peer.dtls_active
-    assert client.peer.drops.as_dict() == {counters.UDP_REFUSED: 2}
+    assert client.peer.tx_packets == 1 + len(expected)
 
 
 def test_keys_used_up_amid_a_wakeup_lose_nothing_sealed_before(plane: Plane) -> None:

@@ -204,3 +204,26 @@ def test_refusals_of_the_kernel_are_told_apart(udp: Open) -> None:
     busy = UdpSocket(Full())  # type: ignore[arg-type]
     assert busy.send(b"x", ("192.0.2.1", 9), []) is Sent.FULL
     assert busy.send_train(memoryview(bytes(9)), 3, ("192.0.2.1", 9), []) is Sent.FULL
+
+
+def test_trains_that_go_on_are_one(udp: Open) -> None:
+    """Of one sender and one size, as long as none ends in a shorter datagram."""
+    receiver, one, other = udp(), udp(), udp()
+    for sender, data, size in (
+        (one, bytes(3000), 1000),
+        (one, bytes(2000), 1000),
+        (other, bytes(1000), 1000),
+        (one, bytes(2500), 1000),
+        (one, bytes(1000), 1000),
+        (one, bytes(900), 300),
+    ):
+        assert sender.send_train(memoryview(data), size, address(receiver), []) is Sent.OK
+    found = [(train.at, len(train.data), train.size) for train in receiver.receive_some()]
+    assert found == [
+        (0, 5000, 1000),
+        (5000, 1000, 1000),
+        (6000, 2500, 1000),
+        (8500, 1000, 1000),
+        (9500, 900, 300),
+    ]
+    assert receiver.receive_some() == []

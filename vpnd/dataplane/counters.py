@@ -12,7 +12,6 @@ NO_PEER = "no-peer"  # destination belongs to no connected client
 MULTICAST = "multicast"  # the tunnel carries unicast only
 TLS_BACKLOG = "tls-backlog"  # the client does not drain its TLS connection
 UDP_FULL = "udp-full"  # the kernel's send buffer is full
-UDP_REFUSED = "udp-refused"  # the kernel does not send there, or nothing so large
 KEYS_USED_UP = "keys-used-up"  # the record numbers of this channel are spent
 NOT_AUTHENTIC = "not-authentic"  # a record that does not decrypt
 REPLAYED = "replayed"  # a record that was seen before, or is too old

@@ -7,25 +7,27 @@ gets after the batch.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
+
+import numpy as np
 
 from vpnd.dataplane import counters
 from vpnd.dataplane.counters import Drops
 from vpnd.dataplane.peer import DtlsPath, Peer, PeerTable
 from vpnd.dataplane.tun_queue import TunQueue
-from vpnd.dataplane.udp_socket import Train, UdpSocket
+from vpnd.dataplane.udp_socket import RECEIVE_SIZE, RECEIVES_PER_WAKEUP, Train, UdpSocket
 from vpnd.errors import Malformed
 from vpnd.wire import ip
 from vpnd.wire.coalesce import coalesce
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_record import APPLICATION_DATA, HEADER, RecordSealer, split_records
-from vpnd.wire.rows import MAX_ROWS, RecordRows
+from vpnd.wire.rows import MAX_ROWS, Cells, RecordRows, Rows
 
-RECEIVES_PER_WAKEUP = 12  # trains; coalescing across them is worth 10-20 %
 TYPE_SIZE = 1  # the packet type, in front of each packet in a record
 VECTOR_FROM = 4  # records; below, array calls cost more than they spare
-_DATA = bytes([PacketType.DATA])
-_type_of = itemgetter(0)
+_RETRY_AFTER = 8  # records, where a train was not in order: looking at the rest anew costs as much
+# Payloads are shorter than records, but runs of one size, of VECTOR_FROM at least, begin at a
+# multiple of it.
+_ROOM = RECEIVES_PER_WAKEUP * RECEIVE_SIZE * 5 // 4
 _LINK_LOCAL6 = b"\xfe\x80"
 _UNSPECIFIED6 = bytes(16)
 
@@ -64,17 +66,18 @@ class Inbound:
         self._on_stray = on_stray
         self._on_confirmed = on_confirmed
         self._rows = RecordRows()
+        self._room = Cells(memoryview(bytearray(_ROOM)))
+        self._used = 0
 
     def on_readable(self, udp: UdpSocket) -> None:
         """Take a bounded number of trains and write their packets in as few frames as possible."""
         now = self._clock()
-        packets: list[bytes] = []
+        packets: list[Rows | bytes] = []
         controls: list[Control] = []
         owner: Peer | None = None
-        for _ in range(RECEIVES_PER_WAKEUP):
-            train = udp.receive()
-            if train is None:
-                break
+        self._used = 0
+        for found in udp.receive_some():
+            train = found
             path = self._peers.outer.get(train.address)
             if path is None:
                 train = self._strays(udp, train)
@@ -94,10 +97,10 @@ class Inbound:
 
         Return the train from that one on.
         """
-        for number, at in enumerate(range(0, len(train.data), train.size)):
+        for at in range(0, len(train.data), train.size):
             self._on_stray(udp, train, train.data[at : at + train.size])
             if train.address in self._peers.outer:
-                return replace(train, data=train.data[at:], first=number)
+                return replace(train, data=train.data[at:], at=train.at + at)
         return train
 
     def _open(
@@ -105,64 +108,113 @@ class Inbound:
         path: DtlsPath,
         udp: UdpSocket,
         train: Train,
-        packets: list[bytes],
+        packets: list[Rows | bytes],
         controls: list[Control],
         now: float,
     ) -> None:
         """Open the records of one train; add the packets, their type byte in front."""
-        peer, replay, data, size = path.peer, path.replay, train.data, train.size
-        opened = self._open_rows(path, udp, train)
-        at = len(opened) * size
-        authentic = bool(opened)
-        if bytes(map(_type_of, opened)).strip(_DATA):
-            self._sort(path, opened, packets, controls)
-        else:
-            packets += opened
-        for start in range(at, len(data), size):
-            for record in self._records(data[start : start + size]):
-                try:
-                    kind, sequence, payload = path.opener.read(record)
-                except Malformed:
-                    self._refused(path, record, controls)
+        data, size = train.data, train.size
+        full, at, rows_from, authentic = len(data) // size, 0, 0, False
+        ciphertexts = self._ciphertexts(path, udp, train, full)
+        while at * size < len(data):
+            if at >= rows_from and len(ciphertexts) - at >= VECTOR_FROM:
+                some = ciphertexts[at : at + MAX_ROWS]
+                count, fresh = self._open_rows(path, train, at, some, packets, controls)
+                at += count
+                authentic = authentic or fresh
+                if count == len(some):
                     continue
-                if not replay.accept(sequence):
-                    peer.drops.add(counters.REPLAYED)
-                    continue
-                if kind == APPLICATION_DATA:
+                rows_from = at + _RETRY_AFTER
+            if at * size < len(data):
+                datagram = data[at * size : at * size + size]
+                if self._open_datagram(path, datagram, packets, controls):
                     authentic = True
-                    self._sort(path, (payload,), packets, controls)
-                else:
-                    controls.append(Control(path, kind, payload, authentic=True))
+                at += 1
         if authentic:
-            peer.liveness.heard_dtls(now)
-            if not (path.confirmed and peer.dtls_active):
+            path.peer.liveness.heard_dtls(now)
+            if not (path.confirmed and path.peer.dtls_active):
                 self._on_confirmed(path)
 
-    def _open_rows(self, path: DtlsPath, udp: UdpSocket, train: Train) -> Sequence[bytes]:
-        """Return the payloads of all full records of an orderly train, else nothing."""
-        data, size = train.data, train.size
-        count, prefix = min(len(data) // size, MAX_ROWS), path.opener.prefix_size
+    @staticmethod
+    def _ciphertexts(
+        path: DtlsPath, udp: UdpSocket, train: Train, count: int
+    ) -> Sequence[memoryview]:
+        """Return what to decrypt of the train's full records, nothing where that is no train."""
+        size, prefix = train.size, path.opener.prefix_size
         if count < VECTOR_FROM or size <= prefix:
             return ()
-        first, stop = train.first, train.first + count
-        ciphertexts = udp.cells.views(size, stop, skip=prefix)[first:stop]
-        opened = path.opener.open_rows(self._rows, data, size, ciphertexts)
-        if opened is None or not path.replay.accept_run(opened[0], count):
-            return ()
-        return opened[1]
+        first, odd = divmod(train.at, size)
+        if odd:
+            data = train.data
+            return [data[at + prefix : at + size] for at in range(0, count * size, size)]
+        return udp.cells.views(size, first + count, skip=prefix)[first : first + count]
 
-    def _sort(
+    def _open_rows(
         self,
         path: DtlsPath,
-        payloads: Sequence[bytes],
-        packets: list[bytes],
+        train: Train,
+        at: int,
+        ciphertexts: Sequence[memoryview],
+        packets: list[Rows | bytes],
         controls: list[Control],
-    ) -> None:
-        for payload in payloads:
-            if payload and payload[0] == PacketType.DATA:
-                packets.append(payload)
+    ) -> tuple[int, bool]:
+        """Open records from `at` on; return how many were in order, and if any was no replay."""
+        size, room = train.size, self._room
+        stride = max(size - path.opener.suite.overhead, 1)
+        first = -(-self._used // stride)
+        data = train.data[at * size :]
+        sequence, count = path.opener.open_rows(self._rows, data, size, ciphertexts, room, first)
+        if not count:
+            return 0, False
+        start = first * stride
+        self._used = start + count * stride
+        rows = Rows(room.buffer, start, stride, count, TYPE_SIZE)
+        accepted = path.replay.accept_run(sequence, count)
+        if accepted and not np.ndarray((count,), np.uint8, room.buffer, start, (stride,)).any():
+            packets.append(rows)
+            return count, True
+        fresh = False
+        for number, payload in enumerate(room.views(stride, first + count)[first : first + count]):
+            if accepted or path.replay.accept(sequence + number):
+                fresh = True
+                self._sort(path, bytes(payload), packets, controls)
             else:
-                controls.append(Control(path, APPLICATION_DATA, payload, authentic=True))
+                path.peer.drops.add(counters.REPLAYED)
+        return count, fresh
+
+    def _open_datagram(
+        self,
+        path: DtlsPath,
+        datagram: memoryview,
+        packets: list[Rows | bytes],
+        controls: list[Control],
+    ) -> bool:
+        """Open the records of one datagram; return whether one of them was authentic data."""
+        authentic = False
+        for record in self._records(datagram):
+            try:
+                kind, sequence, payload = path.opener.read(record)
+            except Malformed:
+                self._refused(path, record, controls)
+                continue
+            if not path.replay.accept(sequence):
+                path.peer.drops.add(counters.REPLAYED)
+                continue
+            if kind == APPLICATION_DATA:
+                authentic = True
+                self._sort(path, payload, packets, controls)
+            else:
+                controls.append(Control(path, kind, payload, authentic=True))
+        return authentic
+
+    @staticmethod
+    def _sort(
+        path: DtlsPath, payload: bytes, packets: list[Rows | bytes], controls: list[Control]
+    ) -> None:
+        if payload and payload[0] == PacketType.DATA:
+            packets.append(payload)
+        else:
+            controls.append(Control(path, APPLICATION_DATA, payload, authentic=True))
 
     def _records(self, datagram: memoryview) -> Sequence[memoryview]:
         """Return the datagram's records: nearly always it is one."""
@@ -190,7 +242,7 @@ class Inbound:
     def _write(
         self,
         peer: Peer | None,
-        packets: Sequence[bytes | memoryview],
+        packets: Sequence[Rows | bytes | memoryview],
         headroom: int,
         now: float,
     ) -> None:

@@ -1,13 +1,13 @@
 """Outbound: TUN -> segment -> seal -> network.
 
-    readable TUN -> read frame (superpacket) -> destination -> peer
-                 -> split into slots -> seal -> gather -> one sendmsg a train      DTLS
+    readable TUN -> read frames (superpackets) -> destination -> peer
+                 -> split into slots -> gather -> seal -> one sendmsg a train      DTLS
                                      -> CSTP header -> TLS records                 otherwise
 
-One decision per superpacket: all its segments share one flow.  Records of one size for one peer
-are gathered over the superpackets, or the acknowledgements, of a wake-up, so that trains are
-full; a wake-up leaves nothing behind.  Nothing awaits, nothing is queued; what cannot be sent
-now is dropped and counted, as on any link.
+One decision per superpacket: all its segments share one flow.  Packets of one size for one peer
+are gathered over the superpackets, or the acknowledgements, of a wake-up: trains are full then,
+and what is done once for all of them is done seldom.  A wake-up leaves nothing behind.  Nothing
+awaits, nothing is queued; what cannot be sent now is dropped and counted, as on any link.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from vpnd.dataplane import counters
 from vpnd.dataplane.counters import Drops
 from vpnd.dataplane.peer import DtlsPath, Peer, PeerTable
 from vpnd.dataplane.tun_queue import TunQueue
-from vpnd.dataplane.udp_socket import Sent, per_train
-from vpnd.errors import LocalProtocolError, Malformed, ProtocolError
+from vpnd.dataplane.udp_socket import Sent
+from vpnd.errors import Malformed, ProtocolError
 from vpnd.wire import cstp, ip, virtio
 from vpnd.wire.dtls_record import MAX_OVERHEAD
 from vpnd.wire.rows import Cells, RecordRows
@@ -30,20 +30,20 @@ TLS_HEADROOM = cstp.HEADER_SIZE
 _SEALED_ROOM = segment_room(DTLS_HEADROOM + MAX_OVERHEAD)
 
 
-class _Run:
-    """Sealed records of one size that wait for each other, until the wake-up ends at most."""
+class _Gathered:
+    """Packets of one size for one path, which wait for each other while frames are split."""
 
-    __slots__ = ("count", "path", "record", "sent", "tail")
+    __slots__ = ("frames", "path", "size", "slots", "tail")
 
     def __init__(self) -> None:
         self.path: DtlsPath | None = None
-        self.record = 0
-        """Bytes of each; they lie back to back from the start of the buffer."""
-        self.count = 0
-        self.sent = 0
-        """How many of them have left, or are lost."""
-        self.tail = 0
-        """Bytes of a shorter record behind them."""
+        self.size = 0
+        """Bytes of each slot."""
+        self.slots: list[memoryview] = []
+        self.tail: list[memoryview] = []
+        """A shorter one behind them, which nothing can follow."""
+        self.frames: list[tuple[memoryview, Splitter]] = []
+        """Where they come from, should they have to go another way."""
 
 
 class Outbound:
@@ -56,132 +56,121 @@ class Outbound:
         self._peers = peers
         self._drops = drops
         self._clock = clock
-        self._splitter = Splitter(memoryview(bytearray(segment_room(TLS_HEADROOM))))
+        # One for each frame: its slots stay until all have been split.
+        self._splitters = [
+            Splitter(memoryview(bytearray(segment_room(TLS_HEADROOM))))
+            for _ in range(READS_PER_WAKEUP)
+        ]
         self._sealed = Cells(memoryview(bytearray(_SEALED_ROOM)))
         self._rows = RecordRows()
-        self._run = _Run()
-        self._now = 0.0
+        self._gathered = _Gathered()
 
     def on_readable(self) -> None:
         """Forward a bounded number of superpackets."""
-        now = self._now = self._clock()
-        for _ in range(READS_PER_WAKEUP):
-            frame = self._tun.read()
-            if frame is None:
-                break
-            self.forward(frame, now)
-        self._flush()
+        now = self._clock()
+        for frame, splitter in zip(
+            self._tun.read(READS_PER_WAKEUP), self._splitters, strict=False
+        ):
+            self._take(frame, splitter, now)
+        self._flush(now)
 
     def forward(self, frame: memoryview, now: float) -> None:
-        """Take one frame of the TUN for the peer its destination belongs to."""
+        """Send one frame of the TUN to the peer its destination belongs to."""
+        self._take(frame, self._splitters[0], now)
+        self._flush(now)
+
+    def _take(self, frame: memoryview, splitter: Splitter, now: float) -> None:
+        peer = self._peer_of(frame)
+        if peer is None:
+            return
+        path = peer.dtls if peer.dtls_active else None
+        try:
+            if path is None or not self._gather(path, frame, splitter, now):
+                self._send_tls(peer, frame, splitter, now)
+        except ProtocolError:  # malformed, or larger than any record: an MTU set by hand
+            peer.drops.add(counters.TUN_MALFORMED)
+
+    def _peer_of(self, frame: memoryview) -> Peer | None:
         try:
             destination = ip.destination(frame[virtio.HEADER.size :])
         except Malformed:
             self._drops.add(counters.TUN_MALFORMED)
-            return
+            return None
         peer = self._peers.inner.get(destination)
         if peer is None:
             multicast = destination[0] >= 224 if len(destination) == 4 else destination[0] == 255
             peer = None if multicast else self._peers.gateway
         if peer is None:
             self._drops.add(counters.MULTICAST if multicast else counters.NO_PEER)
-            return
-        path = peer.dtls if peer.dtls_active else None
-        try:
-            if path is None or not self._send_dtls(peer, path, frame):
-                self._send_tls(peer, frame, now)
-        except ProtocolError:  # malformed, or larger than any record: an MTU set by hand
-            peer.drops.add(counters.TUN_MALFORMED)
+        return peer
 
-    def _send_dtls(self, peer: Peer, path: DtlsPath, frame: memoryview) -> bool:
-        """Return False when this frame has to go over TLS."""
-        slots = self._splitter.split(frame, DTLS_HEADROOM)
-        size, overhead = len(slots[0]), path.sealer.suite.overhead
+    def _gather(self, path: DtlsPath, frame: memoryview, splitter: Splitter, now: float) -> bool:
+        """Take the packets of a frame for the path; return False when it has to go over TLS."""
+        slots = splitter.split(frame, DTLS_HEADROOM)
+        size, peer, gathered = len(slots[0]), path.peer, self._gathered
         if size - DTLS_HEADROOM > peer.mtu:
             return False
-        run, record = self._run, size + overhead
-        room = len(self._sealed.buffer) // record - run.count
-        if run.path is not path or run.record != record or room < len(slots):
-            self._flush()
-            run.path, run.record = path, record
-        waiting = run.count - run.sent
-        try:
-            self._seal(path, slots)
-        except LocalProtocolError:
-            self._flush()
+        count = len(gathered.slots) + len(slots)
+        if (
+            gathered.path is not path
+            or gathered.size != size
+            or gathered.tail
+            or count > path.sealer.records_left
+            or count * (size + path.sealer.suite.overhead) > _SEALED_ROOM
+        ):
+            self._flush(now)
+            if not peer.dtls_active:  # that has shown that UDP does not leave here
+                return False
+            gathered = self._gathered
+        if len(slots) > path.sealer.records_left:
             peer.dtls_active = False
             peer.drops.add(counters.KEYS_USED_UP, len(slots))
             return True
-        earlier, waiting = waiting, run.count - run.sent
-        if record <= path.proven and not run.tail:
-            waiting -= waiting % per_train(record)
-        if not (waiting or run.tail):
-            return True
-        result = self._send(waiting)
-        if result is Sent.OK or result is Sent.FULL:
-            if run.sent == run.count:
-                self._flush()
-            return True
-        if earlier:
-            peer.drops.add(counters.UDP_REFUSED, earlier)
-        run.sent, run.tail = run.count, 0  # this frame goes over TLS instead
-        self._flush()
-        return False
+        gathered.path, gathered.size = path, size
+        gathered.frames.append((frame, splitter))
+        if len(slots[-1]) < size:
+            gathered.tail.append(slots.pop())
+        gathered.slots += slots
+        return True
 
-    def _seal(self, path: DtlsPath, slots: list[memoryview]) -> None:
-        """Append the records of the slots, of which the last may be shorter, to the run."""
-        run, cells, sealer = self._run, self._sealed, path.sealer
-        count, tail = len(slots), 0
-        if len(slots) > sealer.records_left:
-            raise LocalProtocolError("these keys are used up")
-        if len(slots[-1]) < len(slots[0]):
-            count, tail = count - 1, len(slots[-1]) + sealer.suite.overhead
-        at = run.count
-        if count >= VECTOR_FROM:
-            sealer.seal_rows(self._rows, slots[:count], cells, at)
-            at, slots = at + count, slots[count:]
-        if slots:
-            sealer.seal_batch(slots, cells.buffer[at * run.record :])
-        run.count += count
-        run.tail = tail
-
-    def _flush(self) -> None:
-        """Send what waits; the run is empty then."""
-        run, waiting = self._run, self._run.count - self._run.sent
-        if waiting or run.tail:
-            packets = waiting + bool(run.tail)
-            assert run.path is not None
-            if self._send(waiting) not in (Sent.OK, Sent.FULL):
-                run.path.peer.drops.add(counters.UDP_REFUSED, packets)
-        run.path, run.count, run.sent, run.tail = None, 0, 0, 0
-
-    def _send(self, count: int) -> Sent:
-        """Send that many records of the run, and the tail if they are all that is left."""
-        run, path = self._run, self._run.path
-        assert path is not None
-        peer, overhead = path.peer, path.sealer.suite.overhead + DTLS_HEADROOM
-        start, stop = run.sent * run.record, (run.sent + count) * run.record
-        run.sent += count
-        packets, tail = count, 0
-        if run.tail and run.sent == run.count:
-            packets, tail, run.tail = count + 1, run.tail, 0
-        data = self._sealed.buffer[start : stop + tail]
-        result = path.udp.send_train(data, run.record, path.address, path.ancillary)
+    def _flush(self, now: float) -> None:
+        """Seal and send what was gathered; nothing is then."""
+        gathered, self._gathered = self._gathered, _Gathered()
+        path = gathered.path
+        if path is None:
+            return
+        peer, packets = path.peer, len(gathered.slots) + len(gathered.tail)
+        overhead = path.sealer.suite.overhead
+        record = gathered.size + overhead
+        data = self._seal(path, gathered, record)
+        result = path.udp.send_train(data, record, path.address, path.ancillary)
         if result is Sent.OK:
-            path.proven = max(path.proven, run.record)
             peer.tx_packets += packets
-            peer.tx_bytes += len(data) - packets * overhead
-            peer.liveness.sent_dtls(self._now)
-            peer.liveness.sent(self._now)
+            peer.tx_bytes += len(data) - packets * (overhead + DTLS_HEADROOM)
+            peer.liveness.sent_dtls(now)
+            peer.liveness.sent(now)
         elif result is Sent.FULL:
             peer.drops.add(counters.UDP_FULL, packets)
         else:
-            path.proven = 0
             peer.dtls_active = peer.dtls_active and result is not Sent.FAILED
-        return result
+            for frame, splitter in gathered.frames:
+                self._send_tls(peer, frame, splitter, now)
 
-    def _send_tls(self, peer: Peer, frame: memoryview, now: float) -> None:
-        slots = self._splitter.split(frame, TLS_HEADROOM)
+    def _seal(self, path: DtlsPath, gathered: _Gathered, record: int) -> memoryview:
+        """Return the records of what was gathered, back to back."""
+        sealer, room, slots = path.sealer, self._sealed, gathered.slots
+        size = len(slots) * record
+        if len(slots) >= VECTOR_FROM:
+            sealer.seal_rows(self._rows, slots, room, 0)
+            slots = []
+        rest = slots + gathered.tail
+        if rest:
+            size = size - len(slots) * record
+            size += sealer.seal_batch(rest, room.buffer[size:])
+        return room.buffer[:size]
+
+    def _send_tls(self, peer: Peer, frame: memoryview, splitter: Splitter, now: float) -> None:
+        slots = splitter.split(frame, TLS_HEADROOM)
         if peer.stream.backlog() > TLS_BACKLOG:
             peer.drops.add(counters.TLS_BACKLOG, len(slots))
             return
@@ -190,6 +179,5 @@ class Outbound:
         peer.stream.send_packets(slots)
         count = len(slots)
         peer.tx_packets += count
-        full = len(slots[0]) - TLS_HEADROOM
-        peer.tx_bytes += full * (count - 1) + len(slots[-1]) - TLS_HEADROOM
+        peer.tx_bytes += sum(map(len, slots)) - count * TLS_HEADROOM
         peer.liveness.sent(now)

@@ -33,7 +33,6 @@ class DtlsPath:
         "handshake",
         "opener",
         "peer",
-        "proven",
         "replay",
         "sealer",
         "started_at",
@@ -65,8 +64,6 @@ class DtlsPath:
         self.confirmed = False
         """An authentic record came in.  Before that nothing may be sealed: the client would
         take the repeated Finished for a replay."""
-        self.proven = 0
-        """Largest record that the kernel has sent there: such may be gathered before sending."""
         self.started_at = now
 
 
@@ -167,7 +164,6 @@ class PeerTable:
         if self.outer.get(path.address) is path:
             del self.outer[path.address]
         path.udp, path.address, path.ancillary = udp, address, ancillary
-        path.proven = 0
         self.outer[address] = path
 
     def drop_path(self, peer: Peer) -> None:

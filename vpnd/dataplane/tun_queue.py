@@ -33,26 +33,30 @@ def set_offload(fd: int, flags: int) -> None:
 class TunQueue:
     """Reads and writes frames; owns `fd`."""
 
-    __slots__ = ("_buffer", "_view", "fd", "gone")
+    __slots__ = ("_buffers", "fd", "gone")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.gone = False
         """The link was deleted: the fd stays readable for ever, so stop watching it."""
-        self._buffer = bytearray(MAX_FRAME)
-        self._view = memoryview(self._buffer)
+        self._buffers: list[memoryview] = []
 
-    def read(self) -> memoryview | None:
-        """Return the next frame, or None when there is none; valid until the next read."""
-        try:
-            size = os.readv(self.fd, [self._buffer])
-        except BlockingIOError:
-            return None
-        except OSError as exc:
-            if exc.errno not in _REFUSALS:
-                self.gone = True
-            return None
-        return self._view[:size]
+    def read(self, most: int) -> list[memoryview]:
+        """Return the frames that wait, `most` at most; valid until the next read."""
+        while len(self._buffers) < most:
+            self._buffers.append(memoryview(bytearray(MAX_FRAME)))
+        frames = []
+        for buffer in self._buffers[:most]:
+            try:
+                size = os.readv(self.fd, (buffer,))
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if exc.errno not in _REFUSALS:
+                    self.gone = True
+                break
+            frames.append(buffer[:size])
+        return frames
 
     def write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Write one frame given in pieces; return False when the kernel did not take it."""

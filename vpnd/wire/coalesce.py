@@ -21,6 +21,7 @@ packets of a block have the same addresses, so whether they may pass is asked on
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import groupby
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
@@ -100,14 +101,18 @@ class _Block:
 
 
 def coalesce(
-    packets: Sequence[bytes | memoryview], *, headroom: int = 0, judge: Judge | None = None
+    packets: Sequence[Rows | bytes | memoryview],
+    *,
+    headroom: int = 0,
+    judge: Judge | None = None,
 ) -> list[Iovec]:
     """Return what to write to the TUN, one `os.writev` each, for packets of one peer.
 
-    Each packet lies behind `headroom` bytes.  `judge` is given a packet and the number of
-    those that have the same length, and addresses, and are still to come; those it turns down
-    are left out.  Each iovec begins with a 10-byte virtio_net_hdr.  A superpacket follows as its
-    headers and pieces of payload, anything else as the packet itself, untouched.
+    Each packet lies behind `headroom` bytes, rows behind their own.  `judge` is given a packet
+    and the number of those that have the same length, and addresses, and are still to come;
+    those it turns down are left out.  Each iovec begins with a 10-byte virtio_net_hdr.  A
+    superpacket follows as its headers and pieces of payload, anything else as the packet
+    itself, untouched.
     The packets of a flow keep their order; flows may be overtaken by one another.  The views
     are of the caller's memory, which must stay as it is until they are written.  Never raises:
     what does not look like TCP is passed on as it is.
@@ -137,25 +142,38 @@ def coalesce(
     return [_iovec(block) for block in blocks]
 
 
-def _blocks(packets: Sequence[bytes | memoryview], headroom: int) -> Iterator[_Block]:
+def _blocks(packets: Sequence[Rows | bytes | memoryview], headroom: int) -> Iterator[_Block]:
     """Yield the packets in order, those in blocks that follow one another."""
-    sizes = list(map(len, packets))
-    start, count = 0, len(packets)
-    while start < count:
-        size, stop = sizes[start], start + 1
-        if not start and sizes.count(size) == count:
-            stop = count
-        while stop < count and sizes[stop] == size:
-            stop += 1
-        while start < stop:
-            packet = memoryview(packets[start])[headroom:]
-            block = _Block(packet, *_flow(packet))
-            if block.header and stop - start >= VECTOR_FROM:
-                yield from _split(Rows(packets[start:stop], headroom), block)
-                break
-            yield block
-            start += 1
-        start = stop
+    single: list[bytes | memoryview] = []
+    for each in packets:
+        if isinstance(each, Rows):
+            yield from _of_singles(single, headroom)
+            single = []
+            yield from _of_rows(each)
+        else:
+            single.append(each)
+    yield from _of_singles(single, headroom)
+
+
+def _of_singles(packets: Sequence[bytes | memoryview], headroom: int) -> Iterator[_Block]:
+    for _, stretch in groupby(packets, len):
+        alike = list(stretch)
+        if len(alike) >= VECTOR_FROM:
+            yield from _of_rows(Rows.joined(alike, headroom))
+        else:
+            for each in alike:
+                packet = memoryview(each)[headroom:]
+                yield _Block(packet, *_flow(packet))
+
+
+def _of_rows(rows: Rows) -> Iterator[_Block]:
+    for number in range(rows.count):
+        packet = rows.row(number)
+        block = _Block(packet, *_flow(packet))
+        if block.header and rows.count - number >= VECTOR_FROM:
+            yield from _split(rows.behind(number) if number else rows, block)
+            return
+        yield block
 
 
 def _split(rows: Rows, block: _Block) -> Iterator[_Block]:
@@ -190,7 +208,8 @@ def _examine(packets: Rows, first: _Block) -> tuple[bytes, bytes]:
     first has; for others the answers mean nothing.  What holds for every row of a train is
     asked of all at once, and row by row only if it does not.
     """
-    data, rows, stride, at = packets.data, packets.count, packets.stride, packets.headroom
+    data, rows, stride = packets.data, packets.count, packets.stride
+    at, end = packets.start + packets.headroom, packets.start + rows * stride
     upper, header = first.upper, first.header
     words = np.ndarray((rows, header // 4), np.uint32, data, at, (stride, 4))
     differences = (words[1:] ^ words[:-1]) & _row_mask(upper, header)
@@ -200,11 +219,11 @@ def _examine(packets: Rows, first: _Block) -> tuple[bytes, bytes]:
     np.equal(sequence[1:] - sequence[:-1], first.size, out=rest)
     if np.count_nonzero(differences):
         rest &= ~differences.any(axis=1)
-    flags = data[at + upper + 13 :: stride]
+    flags = bytes(data[at + upper + 13 : end : stride])
     if flags.count(ACK) != rows:
         rest &= np.frombuffer(flags, np.uint8)[:-1] & (PSH | FIN) == 0
     if upper == ip.IPV4_HEADER:
-        fragmenting = data[at + 6 :: stride]
+        fragmenting = bytes(data[at + 6 : end : stride])
         if fragmenting.count(ip.IPV4_DONT_FRAGMENT >> 8) != rows:
             numbers = np.ndarray((rows,), ">u2", data, at + 4, (stride,)).astype(np.uint16)
             atomic = np.frombuffer(fragmenting, np.uint8) & (ip.IPV4_DONT_FRAGMENT >> 8) != 0
@@ -218,12 +237,13 @@ def _examine(packets: Rows, first: _Block) -> tuple[bytes, bytes]:
 
 def _intact_rows(rows: Rows, upper: int) -> npt.NDArray[np.bool_]:
     """Return which rows have right checksums (see `_checksums_hold`)."""
-    data, count, stride, at = rows.data, rows.count, rows.stride, rows.headroom
+    data, count, stride, at = rows.data, rows.count, rows.stride, rows.start + rows.headroom
+    size = stride - rows.headroom
     begin = 12 if upper == ip.IPV4_HEADER else 8  # the addresses of the pseudo-header
     sums = checksum.row_sums(
-        data, offset=at + begin, rows=count, width=stride - at - begin, stride=stride
+        data, offset=at + begin, rows=count, width=size - begin, stride=stride
     )
-    sums += ip.TCP + stride - at - upper
+    sums += ip.TCP + size - upper
     intact: npt.NDArray[np.bool_] = sums % checksum.MODULUS == 0
     if upper == ip.IPV4_HEADER:
         sums = checksum.row_sums(data, offset=at, rows=count, width=upper, stride=stride)

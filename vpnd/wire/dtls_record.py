@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from operator import length_hint
 from struct import Struct
 from struct import error as StructError
 
@@ -216,31 +217,43 @@ class RecordOpener(_Direction):
         return self._prefix_size
 
     def open_rows(
-        self, rows: RecordRows, data: memoryview, size: int, ciphertexts: Sequence[memoryview]
-    ) -> tuple[int, list[bytes]] | None:
-        """Open a train: records of `size` bytes each, back to back at the start of `data`.
+        self,
+        rows: RecordRows,
+        data: memoryview,
+        size: int,
+        ciphertexts: Sequence[memoryview],
+        out: Cells,
+        first: int,
+    ) -> tuple[int, int]:
+        """Open records of `size` bytes each, back to back at the start of `data`.
 
-        `ciphertexts` are views of them behind their prefixes, at most MAX_ROWS.  Returns the
-        first sequence number, those of the others following on, and the payloads, none of
-        them empty.  None if that is not all there is to say, and `read` has to tell: for other
-        contents than data, numbers that do not follow on, or a record that is not authentic.
+        `ciphertexts` are views of them behind their prefixes, at most MAX_ROWS.  The payloads
+        go into the cells of `out` from `first` on, which the caller knows to fit.  Returns the
+        first sequence number and how many were opened: the others' numbers follow on.  It ends
+        at the first record for which `read` has to tell: one with other contents than data, or
+        none, with a number that does not follow on, or that is not authentic.
         """
-        count, payload = len(ciphertexts), size - self.suite.overhead
+        payload = size - self.suite.overhead
         if payload <= 0:
-            return None
+            return 0, 0
         kind, version, number, length = HEADER.unpack_from(data)
         if (kind, version, number >> 48, length) != (APPLICATION_DATA, DTLS12, 1, _behind(size)):
-            return None
-        if not _follow_on(data, size, count):
-            return None
+            return 0, 0
+        count = _orderly(data, size, len(ciphertexts))
         self._fill(rows, number, count, payload)
         if self.suite.explicit_nonce:
             rows.take_nonces(data, HEADER.size, size, count)
+        progress = iter(out.views(payload, first + count)[first : first + count])
         try:
-            payloads = list(map(self._aead.decrypt, rows.nonces, ciphertexts, rows.aads))
+            if _HAS_INTO:
+                decrypt = self._aead.decrypt_into
+                deque(map(decrypt, rows.nonces, ciphertexts, rows.aads, progress), 0)
+            else:
+                opened = map(self._aead.decrypt, rows.nonces, ciphertexts, rows.aads)
+                deque(map(memoryview.__setitem__, progress, repeat(_ALL), opened), 0)
         except InvalidTag:
-            return None
-        return number - EPOCH, payloads
+            return number - EPOCH, count - 1 - length_hint(progress)
+        return number - EPOCH, count
 
     def open(self, record: memoryview, out: memoryview) -> tuple[int, int, int]:
         """Write the payload to the start of `out`, and return its size instead of it (`read`)."""
@@ -279,17 +292,17 @@ def _behind(size: int) -> int:
     return size - HEADER.size
 
 
-def _follow_on(data: memoryview, size: int, count: int) -> bool:
-    """Return whether records of `size` bytes have the first one's header, and numbers in order.
+def _orderly(data: memoryview, size: int, count: int) -> int:
+    """Return how many records of `size` bytes have the first one's header and numbers in order.
 
     Looked at in two words: type, version, epoch and the number's upper half, which seldom
     changes; the number and the length.
     """
     upper = np.ndarray((count,), np.uint64, data, 0, (size,))
     lower = np.ndarray((count,), ">u8", data, HEADER.size - 8, (size,))
-    if (upper != upper[0]).any():
-        return False
-    return not (lower != lower[0] + _STEPS[:count]).any()
+    differs = (lower != lower[0] + _STEPS[:count]) | (upper != upper[0])
+    found = int(differs.argmax())
+    return found or count  # the first never differs from itself
 
 
 def split_records(datagram: memoryview) -> list[memoryview]:

@@ -10,7 +10,7 @@ from struct import Struct
 import numpy as np
 import numpy.typing as npt
 
-MAX_ROWS = 64  # records that one call prepares: UDP_MAX_SEGMENTS, so a whole train
+MAX_ROWS = 512  # records that one call prepares: what a wake-up of the data plane brings
 MAX_CUTS = 8  # sizes remembered for each buffer; peers choose sizes, so it is bounded
 NONCE, AAD = 12, 13  # bytes of either, in TLS 1.2 (RFC 5246 section 6.2.3.3)
 _AAD_TAIL = Struct("!B H H")
@@ -49,24 +49,37 @@ class Cells:
 class Rows:
     """Packets of one length, back to back, each behind some bytes that are not its own."""
 
-    __slots__ = ("count", "data", "headroom", "stride")
+    __slots__ = ("count", "data", "headroom", "start", "stride")
 
-    def __init__(self, packets: Sequence[bytes | memoryview], headroom: int) -> None:
-        self.data = b"".join(packets)
-        self.count = len(packets)
-        self.stride = len(packets[0])
+    def __init__(
+        self, data: bytes | memoryview, start: int, stride: int, count: int, headroom: int
+    ) -> None:
+        self.data = data
+        self.start = start
+        self.stride = stride
+        self.count = count
         self.headroom = headroom
+
+    @classmethod
+    def joined(cls, packets: Sequence[bytes | memoryview], headroom: int) -> "Rows":
+        """Return rows of packets that lie here and there."""
+        return cls(b"".join(packets), 0, len(packets[0]), len(packets), headroom)
+
+    def behind(self, count: int) -> "Rows":
+        """Return the rows without the first ones."""
+        start = self.start + count * self.stride
+        return Rows(self.data, start, self.stride, self.count - count, self.headroom)
 
     def row(self, index: int) -> memoryview:
         """Return one packet."""
-        at = index * self.stride
+        at = self.start + index * self.stride
         return memoryview(self.data)[at + self.headroom : at + self.stride]
 
     def payloads(self, first: int, count: int, header: int) -> memoryview:
         """Return the payloads of some rows behind headers of a size, as one piece."""
-        at = self.headroom + header
-        shape, strides = (count, self.stride - at), (self.stride, 1)
-        start = first * self.stride + at
+        skip = self.headroom + header
+        shape, strides = (count, self.stride - skip), (self.stride, 1)
+        start = self.start + first * self.stride + skip
         return np.ndarray(shape, np.uint8, self.data, start, strides).reshape(-1).data
 
 
