@@ -15,6 +15,7 @@ RUN=${PYVPN_RUN:-/run/pyvpn-server}
 HELPER_RUN=${PYVPN_HELPER_RUN:-/run/pyvpn-helper}
 HELPER_SOCKET=${PYVPN_HELPER_SOCKET:-/run/pyvpn-helper.sock}
 DEMO=/run/pyvpn-demo
+DIST=${PYVPN_DIST:-$HERE/dist} # of deb
 
 PROGRAM_PACKAGES=(python3 python3-venv iproute2 nftables ca-certificates)
 CLONE_PACKAGES=(git iputils-ping) # iputils-ping for demo and tests
@@ -47,7 +48,8 @@ usage: ./run.sh COMMAND
 
 Settings (environment): PYTHON, and for server, client, vpnctl and clean PYVPN_NAME (the
 server's name, asked for by clients), PYVPN_ETC, PYVPN_STATE, PYVPN_CA, PYVPN_RUN,
-PYVPN_CLIENT_RUN, PYVPN_CLIENT_STATE, PYVPN_HELPER_RUN, PYVPN_HELPER_SOCKET.
+PYVPN_CLIENT_RUN, PYVPN_CLIENT_STATE, PYVPN_HELPER_RUN, PYVPN_HELPER_SOCKET; for deb
+PYVPN_DIST (where it goes).
 USAGE
 }
 
@@ -219,7 +221,10 @@ still_runs() { # NAME: print the number of the process that was remembered, if i
 
 end_process() { # NAME: TERM, after 10 s KILL
     local number i
-    number=$(still_runs "$1") || { rm -f "$HELPER_RUN.$1.pid" && return; }
+    if ! number=$(still_runs "$1"); then
+        rm -f "$HELPER_RUN.$1.pid"
+        return 0 # said, since in a trap a bare one returns the status of before the trap
+    fi
     kill -TERM "$number" 2>/dev/null || true
     for ((i = 0; i < 100; i++)); do
         still_runs "$1" >/dev/null || break
@@ -272,7 +277,7 @@ run_server() {
         --config "$ETC/server.toml" --state-dir "$STATE" --run-dir "$RUN" \
         2> >(trap '' INT && show_until_ready) &
     remember vpnd $!
-    wait $! || die "vpnd ended with $?: its last line above says why"
+    wait_for_vpnd $!
 }
 
 run_client() {
@@ -304,7 +309,16 @@ run_client() {
         --run-dir "$run" --state-dir "$state/$name" --helper-socket "$HELPER_SOCKET" \
         "${given[@]}" "$@" <&0 &
     remember "$CLIENT" $!
-    wait $! || die "vpnd ended with $?: its last line above says why"
+    wait_for_vpnd $!
+}
+
+wait_for_vpnd() { # PID: end as it does
+    local status=0
+    wait "$1" 2>/dev/null || status=$? # bash itself would tell of a kill -9 with the whole command
+    ((status == 0)) && return
+    ((status > 128)) && die "vpnd was killed (signal $((status - 128)))"
+    say "vpnd ended with $status: its last line above says why"
+    exit "$status"
 }
 
 client_name() { # PROFILE: print the name it gives the client; one line and 2 when it is none
@@ -406,7 +420,7 @@ stop() { # NAME: end it, and the helper when nothing else needs it
     end_process "$1"
     local other
     while read -r other; do
-        [[ $other != helper ]] && still_runs "$other" >/dev/null && return
+        [[ $other != helper ]] && still_runs "$other" >/dev/null && return 0
     done < <(remembered)
     end_process helper
     helper --undo || say "the network may not be as it was: ./run.sh clean"
@@ -565,9 +579,9 @@ run_deb() { # [VERSION]
         cp "$log" "$HERE/.cache/deb.log"
         die "the package could not be built: read $HERE/.cache/deb.log"
     fi
-    mkdir -p "$HERE/dist"
-    cp "$work/pyvpn_${version}_all.deb" "$HERE/dist/"
-    printf '%s\n' "$HERE/dist/pyvpn_${version}_all.deb"
+    mkdir -p "$DIST"
+    cp "$work/pyvpn_${version}_all.deb" "$DIST/"
+    printf '%s\n' "$DIST/pyvpn_${version}_all.deb"
 }
 
 vendored_wheel() { # print the file: what vendor.txt names, by its hash

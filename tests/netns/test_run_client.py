@@ -120,6 +120,20 @@ def test_clean_puts_the_network_back_after_kill_9_of_everything(machine: Machine
     assert differences(before, snapshot(machine.host)) == []
 
 
+def test_vpnd_under_kill_9_takes_the_helper_and_all_it_did_along(machine: Machine) -> None:
+    """One line says so; the whole machine was inside the tunnel until then."""
+    before = snapshot(machine.host)
+    client = machine.start()
+    vpnd, helper = machine.pids()
+    vpnd.send(signal.SIGKILL)
+    assert client.wait(30) == 1
+    assert "run.sh: vpnd was killed (signal 9)" in client.text().splitlines()
+    assert "line " not in client.text()  # nor a word of bash
+    assert not helper.is_alive()
+    assert machine.pids() == []
+    assert differences(before, snapshot(machine.host)) == []
+
+
 def test_a_profile_that_is_none_is_one_line(machine: Machine) -> None:
     """Before anything of the network is touched."""
     broken = machine.folder / "broken.toml"

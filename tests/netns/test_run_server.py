@@ -110,3 +110,17 @@ def test_a_second_server_is_refused(machine: Machine) -> None:
     assert "a server runs already" in second.text()
     assert server.is_alive
     assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_server_that_cannot_start_leaves_no_helper_and_ends_with_its_status(
+    machine: Machine,
+) -> None:
+    """vpnd's line names file, key and remedy; 2 says that another try would not help."""
+    config = machine.folder / "etc/server.toml"
+    good = config.read_text()
+    config.write_text(good + "\n[server]\n")
+    server = machine.bed.server.start("bad", str(ROOT / "run.sh"), "server", env=machine.env)
+    assert server.wait(60) == 2
+    config.write_text(good)
+    assert str(config) in server.text()
+    assert machine.pids() == []
