@@ -190,6 +190,7 @@ def greeting(token: str) -> bytes:
     return frame({"ok": {"protocol": PROTOCOL, **facts}})
 
 
+@needs_root
 def test_answers_that_nobody_read_are_passed_over() -> None:
     """The process before was killed with questions open; their descriptors are not for us."""
 
@@ -217,6 +218,7 @@ def test_answers_that_nobody_read_are_passed_over() -> None:
     asyncio.run(scenario())
 
 
+@needs_root
 def test_nothing_is_said_before_all_that_was_said_is_read() -> None:
     """The mark that voids half a request must not be cut in two by a read for that request."""
     left = frame({"request": "Undo"})[:-1] + b" " * 100_000
@@ -243,6 +245,7 @@ def test_nothing_is_said_before_all_that_was_said_is_read() -> None:
     asyncio.run(scenario())
 
 
+@needs_root
 def test_a_resumed_connection_that_is_refused_says_why() -> None:
     """The refusal has no token; that no other answer follows shows whose it is."""
 
@@ -285,3 +288,28 @@ def test_a_helper_of_another_version_asks_for_a_restart(tmp_path: Path, *, resum
         await task
 
     asyncio.run(scenario())
+
+
+@needs_root
+def test_what_is_no_connection_to_root_is_not_resumed() -> None:
+    """Whatever is stored under that name: it is closed, and another connection made."""
+
+    async def scenario() -> None:
+        for fd, reason in ((os.memfd_create("test"), "no socket"), (strangers(), "not root")):
+            with pytest.raises(HelperError, match=reason):
+                await HelperClient.resume(fd, "helper.sock", "pyvpn0")
+            with pytest.raises(OSError, match="Bad file"):
+                os.fstat(fd)
+
+    asyncio.run(scenario())
+
+
+def strangers() -> int:
+    """Return a socket whose other end is a stranger's."""
+    os.seteuid(65534)
+    try:
+        ours, theirs = socket.socketpair()
+    finally:
+        os.seteuid(0)
+    theirs.close()
+    return ours.detach()

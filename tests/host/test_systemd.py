@@ -160,7 +160,11 @@ def test_the_barrier_waits_for_systemd(manager: Manager) -> None:
     """A port is free only once systemd has closed its copy too."""
 
     async def scenario() -> None:
-        settled = asyncio.create_task(Kept().settled())
+        kept = Kept([("tcp-0", os.dup(0))])
+        await kept.settled()  # nothing was dropped
+        kept.drop("tcp-0")
+        assert manager.hear()[0] == "FDSTOREREMOVE=1\nFDNAME=tcp-0"
+        settled = asyncio.create_task(kept.settled())
         said, (fd,) = await asyncio.to_thread(manager.hear)
         assert said == "BARRIER=1"
         assert not settled.done()

@@ -99,8 +99,17 @@ class HelperClient:
         Takes the descriptor.  Raises HelperError when the helper is gone, or does not go on with
         it: connect then.  Another copy of the connection keeps the host's state meanwhile.
         """
-        sock = socket.socket(fileno=fd)
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as exc:
+            os.close(fd)
+            raise HelperError(f"{path}: no socket was kept ({exc.strerror})") from exc
         sock.setblocking(False)
+        try:
+            _require_root(sock, path)
+        except HelperError:
+            sock.close()
+            raise
         client = cls(sock, path)
         client._token = secrets.token_hex(16)
         try:

@@ -96,6 +96,7 @@ class Kept:
     def __init__(self, found: Iterable[tuple[str, int]] = ()) -> None:
         self._found: dict[str, list[int]] = defaultdict(list)
         self._names: set[str] = set()
+        self._unsettled = False  # something was dropped, and systemd may not have read that yet
         for name, fd in found:
             self._found[name].append(fd)
             self._names.add(name)
@@ -144,6 +145,7 @@ class Kept:
             os.close(fd)
         if name in self._names:
             self._names.discard(name)
+            self._unsettled = True
             _notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def drop_rest(self) -> None:
@@ -153,8 +155,9 @@ class Kept:
 
     async def settled(self) -> None:
         """Return when systemd has let go of what was dropped (sd_notify_barrier(3))."""
-        if not os.environ.get("NOTIFY_SOCKET"):
+        if not self._unsettled or not os.environ.get("NOTIFY_SOCKET"):
             return
+        self._unsettled = False
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(ours, closed.set)
