@@ -47,8 +47,11 @@ def is_owned(folder: Path) -> bool:
 
 
 def notes(path: Path) -> list[str]:
-    """Return the lines of one of a bed's notes."""
-    return path.read_text().splitlines() if path.exists() else []
+    """Return the lines of one of a bed's notes; none when its owner takes the bed down."""
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
 
 
 if __name__ == "__main__":

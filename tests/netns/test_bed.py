@@ -5,7 +5,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.netns.bed import SERVER4, SERVER6, WEB4, WEB6, Bed, client_addresses
 from tests.netns.namespace import NETNS, ROOT
 from tests.netns.openconnect import PEERS, fetch_peers
 from tests.netns.process import BedError, Pid
-from tests.netns.teardown import TEST_BEDS, take_down_dead
+from tests.netns.teardown import TEST_BEDS, take_down, take_down_dead
 from tests.netns.transfer import Transfer, serve_transfers
 from tests.netns.web import fetch
 
@@ -99,9 +100,11 @@ def test_openconnect_runs_unpacked_and_is_not_installed(bed: Bed) -> None:
 
 
 CRASHING_RUN = """
-import os, signal
-from tests.netns.bed import Bed
-bed = Bed.for_test(77, clients=1)
+import os, signal, sys
+from pathlib import Path
+from tests.netns import bed
+bed.TEST_BEDS = Path(sys.argv[1])
+bed = bed.Bed.for_test(77, clients=1)
 bed.build()
 process = bed.client.start("sleeper", "sh", "-c", "echo ready; exec sleep 600")
 process.wait_for("^ready")
@@ -112,11 +115,27 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.once  # two at the same time would each find the other's
-def test_leftovers_of_a_killed_test_run_are_taken_down_by_the_next() -> None:
+@pytest.fixture
+def beds() -> Iterator[Path]:
+    """A place for beds where no other test run looks for leftovers, with one of a living run."""
+    folder = TEST_BEDS / f"{os.getpid()}-beds"
+    living = folder / f"{os.getpid()}-0"
+    living.mkdir(parents=True)
+    (living / "owner").write_text(str(Pid.of(os.getpid())))
+    yield folder
+    take_down(folder)
+
+
+@pytest.mark.once
+def test_leftovers_of_a_killed_test_run_are_taken_down_by_the_next(beds: Path) -> None:
     """Nobody cleans up by hand after an aborted run; living runs are left alone."""
+    living = set(beds.iterdir())
     crashed = subprocess.run(
-        [sys.executable, "-c", CRASHING_RUN], check=False, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", CRASHING_RUN, str(beds)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert crashed.returncode == -signal.SIGKILL, crashed.stderr
     name, pid = crashed.stdout.strip().split(" ", 1)
@@ -124,10 +143,9 @@ def test_leftovers_of_a_killed_test_run_are_taken_down_by_the_next() -> None:
     namespace = NETNS / f"pyvpn-t-{name}-client"
     assert sleeper.is_alive()
     assert namespace.exists()
-    living = set(TEST_BEDS.glob(f"{os.getpid()}-*"))
 
-    assert name in take_down_dead()
+    assert take_down_dead(beds) == [name]
 
     assert not sleeper.is_alive()
     assert not namespace.exists()
-    assert set(TEST_BEDS.iterdir()) >= living
+    assert set(beds.iterdir()) == living
