@@ -71,7 +71,10 @@ def test_a_hung_master_is_killed_and_the_next_one_goes_on(site: Site, crowd: Pro
     daemons.vpnd.send(signal.SIGSTOP)
     daemons.manager.wait_watchdog()
     daemons.start_vpnd()
-    assert all_back(crowd, mark, timeout_s=60)["inner"] == before["inner"]
+    after = all_back(crowd, mark, timeout_s=60)
+    print(f"{CROWD} sessions were back {after['took_s']} s after the watchdog")
+    assert after["took_s"] < 3 * BACK_S
+    assert after["inner"] == before["inner"]
     assert index_of(site.bed.server, "pyvpn0") == index
 
 

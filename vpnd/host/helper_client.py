@@ -44,6 +44,7 @@ FD = struct.Struct("i")
 ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * FD.size)
 UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CHANGE_TIMEOUT_S = 60.0  # thousands of routes, or nft on a busy host
+RESUME_TIMEOUT_S = 20.0  # what was asked before may still be under way; giving up undoes all
 UNCLAIMED_S = 0.5  # for our own answer to follow a refusal that was perhaps another's
 UNREAD_INTERVAL_S = 0.01  # between two looks whether the helper has read everything
 OTHER_VERSION = "helper speaks protocol "  # so a helper of any version begins such a refusal
@@ -93,7 +94,9 @@ class HelperClient:
         return client
 
     @classmethod
-    async def resume(cls, fd: int, path: str, interface: str, *, timeout_s: float = 5.0) -> Self:
+    async def resume(
+        cls, fd: int, path: str, interface: str, *, timeout_s: float = RESUME_TIMEOUT_S
+    ) -> Self:
         """Return the connection `fd`, kept over a restart, after whatever was said on it before.
 
         Takes the descriptor.  Raises HelperError when the helper is gone, or does not go on with
