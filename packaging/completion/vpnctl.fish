@@ -132,5 +132,5 @@ complete -c vpnctl -n '__vpnctl_at "pki init"' -l if-missing -d 'do nothing wher
 complete -c vpnctl -n '__vpnctl_at "pki init"' -l config -r -F -d 'server.toml with the name (default: /etc/pyvpn/server.toml)'
 complete -c vpnctl -n '__vpnctl_at "pki renew"' -l force -d 'renew the server\'s certificate although it is not due'
 complete -c vpnctl -n '__vpnctl_at "pki rotate-server-key"' -l key-type -x -a 'p256 p384 rsa3072 rsa4096' -d 'kind of the key that will follow it (default: p256)'
-complete -c vpnctl -n '__vpnctl_at "pki rotate-server-key"' -l force -d 'lock out clients whose profiles are older than it'
+complete -c vpnctl -n '__vpnctl_at "pki rotate-server-key"' -l force -d 'do it although clients whose profiles are older are locked out'
 complete -c vpnctl -n '__vpnctl_at "pki crl"' -l output -r -F -d 'write it there instead'

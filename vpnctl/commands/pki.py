@@ -87,7 +87,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="kind of the key that will follow it (default: %(default)s)",
     )
     rotating.add_argument(
-        "--force", action="store_true", help="lock out clients whose profiles are older than it"
+        "--force",
+        action="store_true",
+        help="do it although clients whose profiles are older are locked out",
     )
     rotating.set_defaults(run_action=_rotate)
     crl = actions.add_parser("crl", help="print the revocation list, for programs of others")
