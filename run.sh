@@ -470,6 +470,7 @@ run_tests() {
     cd "$HERE"
     export PYTHONPATH=$HERE
     if (($#)); then
+        [[ " $* " != *" systemd "* ]] || make_systems
         exec .venv/bin/python -m pytest -m "$only" "$@"
     fi
     test_all "$only"
@@ -509,11 +510,18 @@ test_all() { # MARKERS
     return "$status"
 }
 
+make_systems() { # before the tests, whose time is limited: they download, once
+    .venv/bin/python -c '
+from tests.systemd import bed, conftest
+bed.root(conftest.SUITE)'
+}
+
 declare -A BESIDE=() # runs of pytest in the background, by name
 
 test_beside() { # NAME WHAT VENV MARKERS
     say "at the same time, shown afterwards: tests with $2"
     {
+        [[ $1 != systems ]] || make_systems
         announce "$2" "$3"
         exec "$3/bin/python" -m pytest -m "$4"
     } >"$HERE/.cache/test-$1.log" 2>&1 &
