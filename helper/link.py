@@ -13,7 +13,7 @@ from pyroute2 import IPRoute, NetlinkError
 
 from helper import sysctl
 from helper.journal import Journal
-from helper.messages import INTERFACE, ROUTE_PROTOCOL, Network, Refused, SetLink
+from helper.messages import INTERFACE, ROUTE_PROTOCOL, RULE_PROTOCOL, Network, Refused, SetLink
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 FIRST_TABLE = 28_000  # pyvpn10's routing table is 28010, which is also its rules' priority
@@ -92,7 +92,7 @@ def _table(journal: Journal) -> int:
 
 def _rule(journal: Journal, family: int) -> Thing:
     """Return the rule that sends all but the caller to the interface's table."""
-    own = dict.fromkeys(("table", "priority"), _table(journal)) | {"protocol": ROUTE_PROTOCOL}
+    own = dict.fromkeys(("table", "priority"), _table(journal)) | {"protocol": RULE_PROTOCOL}
     caller = {"uid_range": f"{journal.uid}:{journal.uid}", "flags": FIB_RULE_INVERT}
     return _thing("rule", **own, **caller, family=family)
 
@@ -116,7 +116,7 @@ def _ways(netlink: Any, journal: Journal) -> set[Thing]:
         _rule(journal, m["family"])
         for family in FAMILY.values()
         for m in netlink.get_rules(family=family)
-        if (m.get_attr("FRA_TABLE"), m.get_attr("FRA_PROTOCOL")) == (own, ROUTE_PROTOCOL)
+        if (m.get_attr("FRA_TABLE"), m.get_attr("FRA_PROTOCOL")) == (own, RULE_PROTOCOL)
     }
 
 

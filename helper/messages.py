@@ -19,7 +19,8 @@ from typing import Any, get_args
 
 PROTOCOL = 1
 RESUME = b"\xff" * 8  # in no honest frame: one that was begun before it is not to be finished
-ROUTE_PROTOCOL = 118  # who made a route or rule: a number that rtnetlink.h leaves free is us
+ROUTE_PROTOCOL = 118  # who made a route: a number that rtnetlink.h leaves free is us
+RULE_PROTOCOL = 2  # RTPROT_KERNEL: systemd-networkd takes away all other rules when it restarts
 MAX_FRAME = (
     4 * 1024 * 1024
 )  # room for some 100,000 routes; JSON a hostile caller can make us parse

@@ -109,8 +109,8 @@ def test_our_own_interface_and_routes_are_not_told(namespace: Namespace) -> None
             "link set pyvpn10 up",
             "address add 10.8.0.2/32 dev pyvpn10",
             "route add 10.9.0.0/16 dev pyvpn10",
-            "route add throw 10.10.0.0/16 table 28010 protocol 118",
-            "rule add priority 28010 table 28010 protocol 118",
+            "route add throw 10.10.0.0/16 table 28010 protocol kernel",
+            "rule add priority 28010 table 28010 protocol kernel",
             "address add 192.0.2.6/32 dev eth1",
         )
         assert await host.reason() == "address 192.0.2.6 came"
@@ -121,15 +121,15 @@ def test_our_own_interface_and_routes_are_not_told(namespace: Namespace) -> None
 
 
 def test_a_rule_of_ours_that_somebody_took_away_is_told(namespace: Namespace) -> None:
-    """systemd-networkd removes rules it did not make when it starts: all would pass us by."""
+    """What cleans up behind others takes rules it did not make: all would pass us by."""
 
     async def scenario(host: Watched) -> None:
-        rule = "priority 28010 table 28010 protocol 118"
+        rule = "priority 28010 table 28010 protocol kernel"
         await host.ip(
             f"rule add {rule}", "rule add priority 5 table 100", "rule delete priority 5"
         )
         await host.ip(f"rule delete {rule}")
-        assert await host.reason() == "a routing rule of ours went"
+        assert await host.reason() == "a routing rule went"
 
     watched(namespace, scenario)
 

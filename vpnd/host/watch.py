@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from helper.messages import ROUTE_PROTOCOL
+from helper.messages import ROUTE_PROTOCOL, RULE_PROTOCOL
 from vpnd.host.rtnetlink import GROUPS, Address, Event, Link, Route, Rule, parse
 
 SETTLE_S = 0.1  # joining a network is some ten events within it
@@ -101,8 +101,8 @@ class NetworkWatch:
                 if not ours and table != RT_TABLE_LOCAL:  # that follows the addresses
                     self._note(f"route {destination} {'came' if is_there else 'went'}")
             case Rule(protocol, is_there):
-                if protocol == ROUTE_PROTOCOL and not is_there:
-                    self._note("a routing rule of ours went")
+                if protocol == RULE_PROTOCOL and not is_there:
+                    self._note("a routing rule went")
 
     def _take_link(self, link: Link) -> None:
         if link.name == self._interface:
