@@ -54,7 +54,8 @@ def test_mypy_strict_in_the_generator() -> None:
 @pytest.mark.timeout(300)
 def test_mypy_strict_in_the_test_bed() -> None:
     """The bed is a program of its own, on which many tests stand."""
-    bed = (str(p.relative_to(ROOT)) for p in sorted((ROOT / "tests/netns").glob("[!t]*.py")))
+    beds = [p for name in ("netns", "systemd") for p in (ROOT / "tests" / name).glob("[!t]*.py")]
+    bed = (str(p.relative_to(ROOT)) for p in sorted(beds))
     run(sys.executable, "-m", "mypy", "--explicit-package-bases", *bed)
 
 

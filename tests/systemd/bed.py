@@ -7,10 +7,14 @@
       ...                ──┘
 
 The internet knows no route to the tunnel's addresses: what reaches the web was translated.
+
+python -m tests.systemd.bed ROOT     a bed with one system, until it is killed
 """
 
 import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 from tests.netns.bed import CACHE, WEB4, WEB6
@@ -113,3 +117,11 @@ def dependencies() -> list[str]:
     if not found:
         raise BedError(f"{CONTROL}: no Depends")
     return [*found, "python3"]
+
+
+if __name__ == "__main__":
+    alone = Bed.for_test(0)
+    alone.build()
+    alone.add("server", Path(sys.argv[1]))
+    print(f"running {alone.prefix}", flush=True)
+    signal.pause()
