@@ -109,7 +109,7 @@ def test_our_own_interface_and_routes_are_not_told(namespace: Namespace) -> None
             "link set pyvpn10 up",
             "address add 10.8.0.2/32 dev pyvpn10",
             "route add 10.9.0.0/16 dev pyvpn10",
-            "route add throw 10.10.0.0/16 table 28010 protocol kernel",
+            "route add throw 10.10.0.0/16 table 28010 protocol 118",
             "rule add priority 28010 table 28010 protocol kernel",
             "address add 192.0.2.6/32 dev eth1",
         )
