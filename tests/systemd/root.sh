@@ -97,9 +97,11 @@ make_ready() { # FOLDER
 }
 
 mkdir -p "$folder"
+exec 9>"$cache/lock" # one run makes them, others wait
+flock 9
 step bare make_bare
 step ready make_ready
-# roots of other times: as large, and never used again
-find "$cache" -mindepth 1 -maxdepth 1 -type d -name "$suite-*" ! -path "$folder" \
+# roots of other times: as large, and not used again
+find "$cache" -mindepth 1 -maxdepth 1 -type d -name "$suite-*" ! -path "$folder" -mtime +6 \
     -exec rm -rf --one-file-system {} +
 printf '%s\n' "$folder"
