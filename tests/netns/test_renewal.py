@@ -5,6 +5,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,11 +94,28 @@ def test_a_certificate_is_renewed_over_the_session(make_site: Callable[..., Site
     shown = own.status()["client"]
     assert shown["certificate_not_after"] == after["not_after"]
     assert shown["certificate_renewed"] is True
+    no_secret_is_shown(site, profile)
     for way, counted in stream.finish().items():
         assert (counted["lost"], counted["twice"]) == (0, 0), way
         assert counted["sent"] > 0, way
     comes_back_with_it(site, own, profile)
     the_old_one_is_refused(site, own, profile)
+
+
+def no_secret_is_shown(site: Site, profile: Profile) -> None:
+    """No key is in a log, an argument, an environment, or what any client leaves in the spool."""
+    daemons = site.daemons
+    keys_pem = [profile["tls"]["key"]]
+    keys_pem += [path.read_text() for path in daemons.folder.rglob("*.key")]
+    assert len(keys_pem) == 5
+    lines = [line for pem in keys_pem for line in pem.splitlines() if not line.startswith("---")]
+    shown = [path.read_bytes() for path in (site.bed.folder / "log").iterdir()]
+    shown += [path.read_bytes() for path in (daemons.folder / "state").glob("*/*")]
+    for process in Path("/proc").glob("[0-9]*"):
+        for name in ("cmdline", "environ"):
+            with suppress(OSError):
+                shown.append((process / name).read_bytes())
+    assert not [line for line in lines if any(line.encode() in text for text in shown)]
 
 
 def comes_back_with_it(site: Site, own: Client, profile: Profile) -> None:

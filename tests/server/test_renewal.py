@@ -76,13 +76,14 @@ class Gate:
         renewal: str = "",
         rekey: bool = False,
         facts: CertificateFacts | None = None,
+        now: float = NOW + 1,
     ) -> OpenReply:
         query = OpenQuery(
             self.cookie, "192.0.2.9:4000", facts or self.facts(chain), "host", "agent", True, True,
             is_own=True, rekey=rekey, renewal=renewal,
             certificate_der=b64encode(b"a certificate").decode() if renewal else "",
         )  # fmt: skip
-        return self.renewals.open(query, NOW + 1)
+        return self.renewals.open(query, now)
 
     def requests(self) -> dict[str, str]:
         folder = self.state / "requests"
@@ -126,6 +127,26 @@ def test_the_answer_comes_with_the_next_connect(gate: Gate) -> None:
         assert chain == x509.load_pem_x509_certificates(new)
         assert gate.serial() == gate.facts(gate.old).serial
     assert gate.requests() == {}
+
+
+def test_asking_without_end_writes_nothing_more(gate: Gate) -> None:
+    """Each write starts the authority; a client that asks again later wakes it again."""
+    gate.connect(gate.old, renewal=REQUEST)
+    (path,) = (gate.state / "requests").iterdir()
+    path.unlink()
+    for second in range(9):
+        gate.connect(gate.old, renewal=REQUEST, now=NOW + 1 + second)
+    assert gate.requests() == {}
+    gate.connect(gate.old, renewal=REQUEST, now=NOW + 11)
+    assert len(gate.requests()) == 1
+
+
+def test_answers_that_are_nobodys_are_removed_at_the_start(gate: Gate) -> None:
+    """Of clients that were made anew; those that wait for their client stay."""
+    gate.answer()
+    spool.answer(gate.state, "1f", "PEM")
+    Renewals(gate.state, gate.store, gate.sessions)
+    assert spool.answered(gate.state) == [gate.facts(gate.old).serial]
 
 
 def test_without_a_request_nothing_is_given_or_left(gate: Gate) -> None:

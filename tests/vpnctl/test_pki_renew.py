@@ -452,6 +452,17 @@ def test_the_status_tells_ends_pins_and_what_comes_next(site: Site) -> None:
     assert shown["alerts"] == []
 
 
+def test_a_late_revocation_list_is_an_alert(site: Site) -> None:
+    """And nothing more: nobody is refused because of it."""
+    assert status_of(site.ca, site.server, START)["revocation_list_until"] is None
+    site.renew(START)
+    shown = status_of(site.ca, site.server, START + DAY)
+    assert shown["revocation_list_until"] == int((START + 30 * DAY).timestamp())
+    assert shown["alerts"] == []
+    alerts = status_of(site.ca, site.server, START + 31 * DAY)["alerts"]
+    assert alerts == ["the revocation list is late; vpnctl pki renew makes another"]
+
+
 @pytest.mark.parametrize(
     ("days", "said"),
     [(80, "the server's certificate ends on"), (91, "ended on"), (-30, "set this host's clock")],

@@ -240,13 +240,23 @@ def _print_added(
         )
         return
     facts = [
-        ("client", f"{made.name} of user {made.user}, valid until {day_text(made.not_after)}"),
+        ("client", f"{made.name} of user {made.user}, valid until {_life(made, args.foreign)}"),
         ("profile", str(files[0])),
         ("bundle", str(files[1])),
         ("password", f"{password}  (of the bundle; it is not kept anywhere)"),
         ("connect", " ".join(line)),
     ]
     output.print_facts(args, facts)
+
+
+def _life(made: Issued, is_foreign: bool) -> str:
+    """Return the end of a certificate and what comes then."""
+    then = (
+        "it cannot renew itself, so make it anew before"
+        if is_foreign
+        else "pyvpn's own client renews it by itself"
+    )
+    return f"{day_text(made.not_after)}: {then}"
 
 
 def _list(args: argparse.Namespace) -> int:

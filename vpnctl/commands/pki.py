@@ -24,13 +24,14 @@ from vpnd.errors import VpnError
 from vpnd.pki import renewal_jobs
 from vpnd.pki.certificates import server_names
 from vpnd.pki.keys import KEY_TYPES
+from vpnd.pki.revocation import list_end
 from vpnd.pki.schedule import Life, issuing_life, server_life
 
 NAME = "pki"
 HELP = "make, renew and show the certificate authority and the server's keys"
 CONFIG = Path("/etc/pyvpn/server.toml")
 NEXT = """\
-root.key is needed only for a new issuing CA: you may keep it on another machine.
+root.key is needed once a year, to renew the issuing CA: you may keep it on another machine.
 Next: start the server and make a client with `vpnctl client add NAME`."""
 HEADINGS = ("CERTIFICATE", "UNTIL", "RENEWED FROM", "REMARK")
 
@@ -155,6 +156,10 @@ def _status(args: argparse.Namespace) -> int:
         output.print_table(args, HEADINGS, [_row(entry) for entry in shown["certificates"]])
         facts = [("pin of the key in use", shown["pins"][0])]
         facts += [("pin of the next key", pin) for pin in shown["pins"][1:]]
+        until = shown["revocation_list_until"]
+        facts.append(
+            ("revocation list", f"good until {output.day_text(until)}" if until else "none")
+        )
         output.print_facts(args, facts)
         _print_alerts(shown["alerts"])
     return 1 if shown["alerts"] else 0
@@ -172,6 +177,9 @@ def status_of(ca_home: Home, server_home: Home, now: datetime) -> dict[str, Any]
         x509.load_pem_x509_certificates(pem.encode())[0]
         for pem in (authority["root"], authority["issuing"], server["certificate"])
     )
+    until = list_end(server["crl"].encode()) if server["crl"] else None
+    is_late = until is not None and until <= now.timestamp()
+    late = ["the revocation list is late; vpnctl pki renew makes another"] if is_late else []
     with_root = "its key is here" if authority["has_root_key"] else "its key is elsewhere"
     return {
         "certificates": [
@@ -180,7 +188,8 @@ def status_of(ca_home: Home, server_home: Home, now: datetime) -> dict[str, Any]
             _entry("server", server_life(leaf), ", ".join(server_names(leaf))),
         ],
         "pins": server["pins"],
-        "alerts": renewal_jobs.complaints(root, issuing, leaf, now),
+        "revocation_list_until": until,
+        "alerts": [*renewal_jobs.complaints(root, issuing, leaf, now), *late],
     }
 
 

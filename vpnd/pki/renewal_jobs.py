@@ -51,9 +51,13 @@ def server_state(asked: Mapping[str, Any]) -> Mapping[str, Any]:
         "ca": encode_chain(load_chain(directory / "ca.crt")).decode(),
         "request": request(load_key(directory / "server.key")).decode(),
         "pins": list(server_pins(directory / "server.crt", directory / "server-next.pub")),
-        "key_made": int((directory / "server.key").stat().st_mtime),
+        "crl": _text(directory / CRL),
         "next_made": int(following.stat().st_mtime) if following.exists() else None,
     }
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8") if path.exists() else ""
 
 
 def next_key(asked: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from vpnd.errors import ConfigError
 from vpnd.pki.certificates import Issuer
 from vpnd.pki.issued import Issued
 from vpnd.pki.keys import signature_hash
@@ -102,3 +103,14 @@ def _entry(entry: Revoked) -> x509.RevokedCertificate:
 def known_clients(values: Sequence[Mapping[str, object]]) -> list[KnownClient]:
     """Return clients from the plain values that cross to the authority's process."""
     return [KnownClient(**value) for value in values]  # type: ignore[arg-type]  # our own parent made them
+
+
+def list_end(pem: bytes) -> int:
+    """Return when a list of ours is to be replaced, in Unix seconds.  Raises ConfigError."""
+    try:
+        end = x509.load_pem_x509_crl(pem).next_update_utc
+    except ValueError:
+        end = None
+    if end is None:
+        raise ConfigError("crl.pem is damaged; vpnctl pki renew makes another")
+    return int(end.timestamp())

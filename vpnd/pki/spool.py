@@ -90,6 +90,12 @@ def get_answer(state_dir: Path, serial: str) -> bytes:
     return _read(_path(state_dir / ANSWERS, serial, ".pem"), MAX_ANSWER) or b""
 
 
+def answered(state_dir: Path) -> list[str]:
+    """Return the serial numbers that there are answers for."""
+    stems = [path.stem for path in (state_dir / ANSWERS).glob("*.pem")]
+    return [stem for stem in stems if SERIAL.fullmatch(stem)]
+
+
 def forget(state_dir: Path, serial: str) -> None:
     """Remove what is there for a serial number."""
     for folder, suffix in ((REQUESTS, ".json"), (ANSWERS, ".pem")):

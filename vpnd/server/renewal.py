@@ -26,6 +26,8 @@ from vpnd.server.sessions import LiveTunnel, Sessions
 from vpnd.store.contract import Client, Store
 from vpnd.worker.messages import OpenQuery, OpenReply
 
+ASK_AGAIN_S = 10.0  # seconds between two writes of one request: each starts the authority
+
 
 class Renewals:
     """Requests of clients, answers to them, and what becomes of the store."""
@@ -35,8 +37,10 @@ class Renewals:
         self._state_dir = state_dir
         self._store = store
         self._sessions = sessions
+        self._asked: dict[str, float] = {}
         try:
             spool.prepare(state_dir)
+            self._forget_strangers()
         except OSError as exc:
             raise StoreError(
                 f"{state_dir}: no folder can be made ({exc.strerror}); give it to this user"
@@ -47,10 +51,16 @@ class Renewals:
         self.adopt(query.certificate)
         reply = self._sessions.open(query, now)
         if query.renewal and not reply.refused:
-            reply = replace(reply, renewed=self._exchange(query))
+            reply = replace(reply, renewed=self._exchange(query, now))
         return reply
 
-    def _exchange(self, query: OpenQuery) -> list[str]:
+    def _forget_strangers(self) -> None:
+        """Remove answers to certificates that are nobody's any more."""
+        for serial in spool.answered(self._state_dir):
+            if self._store.clients.by_serial(serial) is None:
+                spool.forget(self._state_dir, serial)
+
+    def _exchange(self, query: OpenQuery, now: float) -> list[str]:
         """Return the certificate that waits for this client, or leave its request."""
         shown = query.certificate
         known = self._known(shown)
@@ -59,6 +69,9 @@ class Renewals:
         found = self._answer(known)
         if found:
             return [b64encode(each.public_bytes(Encoding.DER)).decode() for each in found]
+        if 0 <= now - self._asked.get(known.serial, -ASK_AGAIN_S) < ASK_AGAIN_S:
+            return []
+        self._asked[known.serial] = now
         try:
             left = spool.put_request(
                 self._state_dir, known.serial, query.renewal, query.certificate_der
@@ -109,6 +122,7 @@ class Renewals:
         for tunnel in self._tunnels():
             tunnel.session = self._store.sessions.get(tunnel.session.id) or tunnel.session
         log.event("certificate renewed", user=known.user, client=known.name)
+        self._asked.pop(known.serial, None)
         try:
             spool.forget(self._state_dir, known.serial)
         except OSError as exc:
