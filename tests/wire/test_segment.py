@@ -20,6 +20,7 @@ TIMESTAMPS = bytes((1, 1, 8, 10)) + bytes(8)
 
 def split(frame: bytes, headroom: int = HEADROOM) -> list[bytes]:
     ROOM[:4096] = b"\xaa" * 4096  # what an earlier train left there
+    SPLITTER.used = 0
     views = SPLITTER.split(memoryview(frame), headroom)
     assert all(bytes(view[:headroom]) == bytes(headroom) for view in views)
     return [bytes(view[headroom:]) for view in views]
@@ -31,6 +32,25 @@ def test_segments_are_those_of_a_plain_split(drawn: tuple[Packet, int]) -> None:
     """Both IP versions, TCP and UDP, options, extensions, any size, flags and wrapping."""
     packet, gso_size = drawn
     assert split(packet.frame(gso_size)) == packet.segments(gso_size)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(superpackets(), min_size=2, max_size=4))
+def test_frames_are_split_one_behind_the_other(drawn: list[tuple[Packet, int]]) -> None:
+    """All those of a wake-up, whatever their sizes; none touches what lies there already."""
+    splitter = Splitter(memoryview(bytearray(1 << 20)))
+    found = []
+    for whole, gso_size in drawn:
+        packet = replace(whole, payload=whole.payload[: gso_size * 20])
+        found.append(
+            (splitter.split(memoryview(packet.frame(gso_size)), HEADROOM), packet, gso_size)
+        )
+        single = replace(packet, payload=packet.payload[:gso_size])
+        frame = memoryview(virtio.PLAIN + single.build())
+        found.append((splitter.split(frame, HEADROOM), single, gso_size))
+    for views, packet, gso_size in found:
+        assert [bytes(view[HEADROOM:]) for view in views] == packet.segments(gso_size)
+        assert all(bytes(view[:HEADROOM]) == bytes(HEADROOM) for view in views)
 
 
 @settings(deadline=None, max_examples=60)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vpnd import log
-from vpnd.dataplane.tun_queue import TCP_OFFLOAD, set_offload
+from vpnd.dataplane.tun_queue import enable_offload
 from vpnd.errors import HelperError
 from vpnd.host.addresses import own_addresses
 from vpnd.host.helper_client import HelperClient
@@ -80,7 +80,7 @@ class Network:
             (tun,) = await helper.open_tun(queues=1, tx_queue_len=TX_QUEUE_LEN)
             self._kept.put(TUN, tun)
         try:
-            set_offload(tun, TCP_OFFLOAD)
+            enable_offload(tun)
         except OSError as exc:
             self.offload_reason = f"refused by the kernel ({exc.strerror})"
         return tun

@@ -21,6 +21,7 @@ from vpnd.wire.coalesce import coalesce
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_record import APPLICATION_DATA, HEADER, RecordSealer, split_records
 from vpnd.wire.rows import MAX_ROWS, Cells, RecordRows, Rows
+from vpnd.wire.virtio import PLAIN
 
 TYPE_SIZE = 1  # the packet type, in front of each packet in a record
 VECTOR_FROM = 4  # records; below, array calls cost more than they spare
@@ -114,6 +115,10 @@ class Inbound:
     ) -> None:
         """Open the records of one train; add the packets, their type byte in front."""
         data, size = train.data, train.size
+        if len(data) <= size:  # the way of a single packet is as short as can be
+            if self._open_datagram(path, data, packets, controls):
+                self._heard(path, now)
+            return
         full, at, rows_from, authentic = len(data) // size, 0, 0, False
         ciphertexts = self._ciphertexts(path, udp, train, full)
         while at * size < len(data):
@@ -131,9 +136,12 @@ class Inbound:
                     authentic = True
                 at += 1
         if authentic:
-            path.peer.liveness.heard_dtls(now)
-            if not (path.confirmed and path.peer.dtls_active):
-                self._on_confirmed(path)
+            self._heard(path, now)
+
+    def _heard(self, path: DtlsPath, now: float) -> None:
+        path.peer.liveness.heard_dtls(now)
+        if not (path.confirmed and path.peer.dtls_active):
+            self._on_confirmed(path)
 
     @staticmethod
     def _ciphertexts(
@@ -247,6 +255,13 @@ class Inbound:
         now: float,
     ) -> None:
         if peer is None or not packets:
+            return
+        if len(packets) == 1 and not isinstance(packets[0], Rows):
+            packet = memoryview(packets[0])[headroom:]
+            if self._may_send(peer, packet, 1):
+                peer.liveness.data(now)
+                if not self._tun.write((PLAIN, packet)):
+                    peer.drops.add(counters.TUN_FULL)
             return
         frames = coalesce(packets, headroom=headroom, judge=partial(self._may_send, peer))
         if frames:

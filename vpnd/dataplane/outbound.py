@@ -23,10 +23,13 @@ from vpnd.wire.dtls_record import MAX_OVERHEAD
 from vpnd.wire.rows import Cells, RecordRows
 from vpnd.wire.segment import VECTOR_FROM, Splitter, segment_room
 
-READS_PER_WAKEUP = 8  # superpackets; then other readers get their turn
+READS_PER_WAKEUP = 64  # frames; then other readers get their turn
+BYTES_PER_WAKEUP = 8 * 65536  # superpackets are as many as trains are received in one go
 TLS_BACKLOG = 256 * 1024  # bytes that may wait for a slow client's TCP connection
 DTLS_HEADROOM = 1  # the packet type, 0 for data
 TLS_HEADROOM = cstp.HEADER_SIZE
+_SLOTS_FULL = BYTES_PER_WAKEUP + 65536  # bytes; then what was gathered leaves before more is split
+_SLOTS_ROOM = _SLOTS_FULL + segment_room(TLS_HEADROOM) + 65536  # the packets' places are aligned
 _SEALED_ROOM = segment_room(DTLS_HEADROOM + MAX_OVERHEAD)
 
 
@@ -42,7 +45,7 @@ class _Gathered:
         self.slots: list[memoryview] = []
         self.tail: list[memoryview] = []
         """A shorter one behind them, which nothing can follow."""
-        self.frames: list[tuple[memoryview, Splitter]] = []
+        self.frames: list[memoryview] = []
         """Where they come from, should they have to go another way."""
 
 
@@ -56,11 +59,7 @@ class Outbound:
         self._peers = peers
         self._drops = drops
         self._clock = clock
-        # One for each frame: its slots stay until all have been split.
-        self._splitters = [
-            Splitter(memoryview(bytearray(segment_room(TLS_HEADROOM))))
-            for _ in range(READS_PER_WAKEUP)
-        ]
+        self._splitter = Splitter(memoryview(bytearray(_SLOTS_ROOM)))
         self._sealed = Cells(memoryview(bytearray(_SEALED_ROOM)))
         self._rows = RecordRows()
         self._gathered = _Gathered()
@@ -68,25 +67,25 @@ class Outbound:
     def on_readable(self) -> None:
         """Forward a bounded number of superpackets."""
         now = self._clock()
-        for frame, splitter in zip(
-            self._tun.read(READS_PER_WAKEUP), self._splitters, strict=False
-        ):
-            self._take(frame, splitter, now)
+        for frame in self._tun.read(READS_PER_WAKEUP, BYTES_PER_WAKEUP):
+            self._take(frame, now)
         self._flush(now)
 
     def forward(self, frame: memoryview, now: float) -> None:
         """Send one frame of the TUN to the peer its destination belongs to."""
-        self._take(frame, self._splitters[0], now)
+        self._take(frame, now)
         self._flush(now)
 
-    def _take(self, frame: memoryview, splitter: Splitter, now: float) -> None:
+    def _take(self, frame: memoryview, now: float) -> None:
         peer = self._peer_of(frame)
         if peer is None:
             return
+        if self._splitter.used > _SLOTS_FULL:
+            self._flush(now)
         path = peer.dtls if peer.dtls_active else None
         try:
-            if path is None or not self._gather(path, frame, splitter, now):
-                self._send_tls(peer, frame, splitter, now)
+            if path is None or not self._gather(path, frame, now):
+                self._send_tls(peer, frame, now)
         except ProtocolError:  # malformed, or larger than any record: an MTU set by hand
             peer.drops.add(counters.TUN_MALFORMED)
 
@@ -104,9 +103,9 @@ class Outbound:
             self._drops.add(counters.MULTICAST if multicast else counters.NO_PEER)
         return peer
 
-    def _gather(self, path: DtlsPath, frame: memoryview, splitter: Splitter, now: float) -> bool:
+    def _gather(self, path: DtlsPath, frame: memoryview, now: float) -> bool:
         """Take the packets of a frame for the path; return False when it has to go over TLS."""
-        slots = splitter.split(frame, DTLS_HEADROOM)
+        slots = self._splitter.split(frame, DTLS_HEADROOM)
         size, peer, gathered = len(slots[0]), path.peer, self._gathered
         if size - DTLS_HEADROOM > peer.mtu:
             return False
@@ -118,7 +117,7 @@ class Outbound:
             or count > path.sealer.records_left
             or count * (size + path.sealer.suite.overhead) > _SEALED_ROOM
         ):
-            self._flush(now)
+            self._send(now)
             if not peer.dtls_active:  # that has shown that UDP does not leave here
                 return False
             gathered = self._gathered
@@ -127,13 +126,18 @@ class Outbound:
             peer.drops.add(counters.KEYS_USED_UP, len(slots))
             return True
         gathered.path, gathered.size = path, size
-        gathered.frames.append((frame, splitter))
+        gathered.frames.append(frame)
         if len(slots[-1]) < size:
             gathered.tail.append(slots.pop())
         gathered.slots += slots
         return True
 
     def _flush(self, now: float) -> None:
+        """Send what was gathered, and split into an empty buffer from now on."""
+        self._send(now)
+        self._splitter.used = 0
+
+    def _send(self, now: float) -> None:
         """Seal and send what was gathered; nothing is then."""
         gathered, self._gathered = self._gathered, _Gathered()
         path = gathered.path
@@ -153,8 +157,8 @@ class Outbound:
             peer.drops.add(counters.UDP_FULL, packets)
         else:
             peer.dtls_active = peer.dtls_active and result is not Sent.FAILED
-            for frame, splitter in gathered.frames:
-                self._send_tls(peer, frame, splitter, now)
+            for frame in gathered.frames:
+                self._send_tls(peer, frame, now)
 
     def _seal(self, path: DtlsPath, gathered: _Gathered, record: int) -> memoryview:
         """Return the records of what was gathered, back to back."""
@@ -169,8 +173,10 @@ class Outbound:
             size += sealer.seal_batch(rest, room.buffer[size:])
         return room.buffer[:size]
 
-    def _send_tls(self, peer: Peer, frame: memoryview, splitter: Splitter, now: float) -> None:
-        slots = splitter.split(frame, TLS_HEADROOM)
+    def _send_tls(self, peer: Peer, frame: memoryview, now: float) -> None:
+        used = self._splitter.used
+        slots = self._splitter.split(frame, TLS_HEADROOM)
+        self._splitter.used = used  # they are gone when this returns
         if peer.stream.backlog() > TLS_BACKLOG:
             peer.drops.add(counters.TLS_BACKLOG, len(slots))
             return

@@ -16,6 +16,7 @@ TUN_F_CSUM = 0x01
 TUN_F_TSO4 = 0x02
 TUN_F_TSO6 = 0x04
 TUN_F_TSO_ECN = 0x08
+TUN_F_USO = 0x20 | 0x40  # Linux 6.2
 TCP_OFFLOAD = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
 MAX_FRAME = HEADER.size + 65535
 # EIO: the link is not up; EINVAL: the kernel does not like the packet; ENOBUFS, EAGAIN: full
@@ -30,33 +31,50 @@ def set_offload(fd: int, flags: int) -> None:
     fcntl.ioctl(fd, TUNSETOFFLOAD, flags)
 
 
+def enable_offload(fd: int) -> None:
+    """Let reads yield superpackets of TCP, and of UDP where the kernel has them.
+
+    Raises OSError where it has neither.
+    """
+    try:
+        set_offload(fd, TCP_OFFLOAD | TUN_F_USO)
+    except OSError:
+        set_offload(fd, TCP_OFFLOAD)
+
+
 class TunQueue:
     """Reads and writes frames; owns `fd`."""
 
-    __slots__ = ("_buffers", "fd", "gone")
+    __slots__ = ("_room", "fd", "gone")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.gone = False
         """The link was deleted: the fd stays readable for ever, so stop watching it."""
-        self._buffers: list[memoryview] = []
+        self._room = memoryview(b"")
 
-    def read(self, most: int) -> list[memoryview]:
-        """Return the frames that wait, `most` at most; valid until the next read."""
-        while len(self._buffers) < most:
-            self._buffers.append(memoryview(bytearray(MAX_FRAME)))
-        frames = []
-        for buffer in self._buffers[:most]:
+    def read(self, frames: int, size: int) -> list[memoryview]:
+        """Return what waits, up to so many frames, or so many bytes and a frame.
+
+        The frames are valid until the next read.
+        """
+        if len(self._room) < size + MAX_FRAME:
+            self._room = memoryview(bytearray(size + MAX_FRAME))
+        found: list[memoryview] = []
+        at = 0
+        while at < size and len(found) < frames:
+            buffer = self._room[at : at + MAX_FRAME]
             try:
-                size = os.readv(self.fd, (buffer,))
+                got = os.readv(self.fd, (buffer,))
             except BlockingIOError:
                 break
             except OSError as exc:
                 if exc.errno not in _REFUSALS:
                     self.gone = True
                 break
-            frames.append(buffer[:size])
-        return frames
+            found.append(buffer[:got])
+            at += got
+        return found
 
     def write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Write one frame given in pieces; return False when the kernel did not take it."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from vpnd import log
 from vpnd.config.model import ServerConfig
-from vpnd.dataplane.tun_queue import TCP_OFFLOAD, set_offload
+from vpnd.dataplane.tun_queue import enable_offload
 from vpnd.errors import HelperError
 from vpnd.host.helper_client import HelperClient
 from vpnd.host.inherited import Endpoint, endpoint, tun_interface
@@ -103,7 +103,7 @@ class Network:
             (tun,) = await helper.open_tun(queues=1, tx_queue_len=TX_QUEUE_LEN)
             self._kept.put(TUN, tun)
         try:
-            set_offload(tun, TCP_OFFLOAD)
+            enable_offload(tun)
         except OSError as exc:
             self.offload_reason = f"refused by the kernel ({exc.strerror})"
         sockets = await self._sockets(helper)

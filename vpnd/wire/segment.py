@@ -65,12 +65,14 @@ def segment(frame: memoryview, out: memoryview, headroom: int) -> list[memoryvie
 
 
 class Splitter:
-    """Splits frames into one output buffer."""
+    """Splits frames into one output buffer, one behind the other."""
 
-    __slots__ = ("_cells", "_layouts", "_out")
+    __slots__ = ("_cells", "_layouts", "_out", "used")
 
     def __init__(self, out: memoryview) -> None:
         self._out = out
+        self.used = 0
+        """Where the next packets may begin; the caller sets it back."""
         self._cells = Cells(out)
         self._layouts: dict[tuple[int, int, int, int], _Layout] = {}
 
@@ -78,9 +80,9 @@ class Splitter:
         """Return the packets of a frame as views of `out`, each behind `headroom` zero bytes.
 
         `frame` is one TUN read: virtio_net_hdr and an IP packet that has passed `ip.version`.
-        The packets lie back to back from the start of `out`, are complete with right checksums,
-        and all but the last have the same length, headroom included.  The views are valid until
-        `out` is written again.  Raises Malformed for a frame that contradicts itself or does
+        The packets lie back to back, are complete with right checksums, and all but the last
+        have the same length, headroom included.  The views are valid until `used` is set back
+        and more is split.  Raises Malformed for a frame that contradicts itself or does
         not fit `out` (see `segment_room`); `out` may then have been written to.
         """
         needs_csum, gso_type, gso_size, start, offset = virtio.decode(frame)
@@ -90,20 +92,25 @@ class Splitter:
                 raise Malformed("GSO without NEEDS_CSUM")
             train = _train(packet, gso_type, gso_size, start, offset)
             return self._write_train(train, headroom)
-        end = headroom + len(packet)
+        at = self.used + headroom
+        end = at + len(packet)
         if end > len(out):
             raise Malformed("packet larger than the room for it")
-        out[:headroom] = bytes(headroom)
-        out[headroom:end] = packet
+        out[self.used : at] = bytes(headroom)
+        out[at:end] = packet
         if needs_csum:
-            _complete(out[headroom:end], start, offset)
-        return [out[:end]]
+            _complete(out[at:end], start, offset)
+        slot = out[self.used : end]
+        self.used = end
+        return [slot]
 
     def _write_train(self, train: "_Train", headroom: int) -> list[memoryview]:
         out, count, gso_size = self._out, train.segments, train.gso_size
         stride = headroom + train.header + gso_size
         payload = len(train.packet) - train.header
-        end = count * (headroom + train.header) + payload
+        first = -(-self.used // stride)  # in the grid that the layout is for
+        start = first * stride
+        end = start + count * (headroom + train.header) + payload
         if end > len(out):
             raise Malformed("superpacket larger than the room for its segments")
         rows = payload // gso_size
@@ -114,15 +121,16 @@ class Splitter:
                 if len(self._layouts) >= MAX_LAYOUTS:
                     self._layouts.clear()
                 layout = self._layouts[key] = _Layout(train, out, headroom)
-            layout.write(train, rows)
+            layout.write(train, first, rows)
         else:
             rows = 0
         for index in range(rows, count):
-            _write_one(train, out, index * stride, headroom, index)
-        full = count if end == count * stride else count - 1
-        views = self._cells.views(stride, full)[:full]
+            _write_one(train, out, start + index * stride, headroom, index)
+        full = count if end == start + count * stride else count - 1
+        views = self._cells.views(stride, first + full)[first : first + full]
         if full < count:
-            views.append(out[full * stride : end])
+            views.append(out[start + full * stride : end])
+        self.used = end
         return views
 
 
@@ -215,10 +223,10 @@ class _Layout:
     def __init__(self, train: _Train, out: memoryview, headroom: int) -> None:
         _packet, is_tcp, upper, header, gso_size, _count, _seed = train
         stride = headroom + header + gso_size
-        rows, strides = min(len(out) // stride, ip.MAX_PACKET // gso_size), (stride,)
+        rows, strides = len(out) // stride, (stride,)
         check = headroom + upper + (TCP_CHECKSUM if is_tcp else UDP_CHECKSUM)
         self._out, self._headroom, self._stride = out, headroom, stride
-        self._offsets = np.arange(-1, rows - 1) * gso_size
+        self._offsets = np.arange(-1, ip.MAX_PACKET // gso_size) * gso_size
         self._headers = np.ndarray((rows, headroom + header), np.uint8, out, 0, (stride, 1))
         self._bodies = np.ndarray((rows, gso_size), np.uint8, out, headroom + header, (stride, 1))
         self._sequences = np.ndarray((rows,), ">u4", out, headroom + upper + 4, strides)
@@ -226,13 +234,14 @@ class _Layout:
         self._numbers = np.ndarray((rows,), ">u2", out, headroom + 4, strides)
         self._sums = np.ndarray((rows,), ">u2", out, headroom + 10, strides)
 
-    def write(self, train: _Train, rows: int) -> None:
-        """Write segments 0..rows-1, all of them full."""
+    def write(self, train: _Train, first: int, rows: int) -> None:
+        """Write segments 0..rows-1, all of them full, from a cell of the buffer on."""
+        stop = first + rows
         packet, is_tcp, upper, header_size, gso_size, count, _seed = train
         header = _headers(train, 1, gso_size, last=False)  # without CWR, FIN and PSH
         template = bytes(self._headroom) + header
-        self._headers[:rows] = np.frombuffer(template, np.uint8)
-        self._bodies[:rows] = np.ndarray((rows, gso_size), np.uint8, packet, header_size)
+        self._headers[first:stop] = np.frombuffer(template, np.uint8)
+        self._bodies[first:stop] = np.ndarray((rows, gso_size), np.uint8, packet, header_size)
         values = checksum.row_sums(
             packet, offset=header_size, rows=rows, width=gso_size, stride=gso_size
         )
@@ -242,24 +251,24 @@ class _Layout:
             sequences = self._offsets[:rows] + second
             if not gso_size <= second <= _LAST_UNWRAPPED:
                 sequences &= 0xFFFFFFFF
-            self._sequences[:rows] = sequences
+            self._sequences[first:stop] = sequences
             values += sequences  # 65536 is 1: a 32-bit number is the sum of its halves
             values -= second + check
-            self._checks[:rows] = -values % checksum.MODULUS
+            self._checks[first:stop] = -values % checksum.MODULUS
             flags = packet[upper + 13]
             if flags & CWR:
-                self._add_flags(0, upper, CWR)
+                self._add_flags(first, upper, CWR)
             if rows == count and flags & (FIN | PSH):
-                self._add_flags(rows - 1, upper, flags & (FIN | PSH))
+                self._add_flags(stop - 1, upper, flags & (FIN | PSH))
         else:
             values = (check - values) % checksum.MODULUS
             values[values == 0] = 0xFFFF
-            self._checks[:rows] = values
+            self._checks[first:stop] = values
         if header[0] >> 4 == 4 and not header[6] & ip.IPV4_DONT_FRAGMENT >> 8:
             number, value = _U16.unpack_from(header, 4)[0], _U16.unpack_from(header, 10)[0]
             numbers = (number + np.arange(-1, rows - 1)) & 0xFFFF
-            self._numbers[:rows] = numbers
-            self._sums[:rows] = (value - (numbers - number)) % checksum.MODULUS
+            self._numbers[first:stop] = numbers
+            self._sums[first:stop] = (value - (numbers - number)) % checksum.MODULUS
 
     def _add_flags(self, row: int, upper: int, flags: int) -> None:
         """Set flags that are clear, and take them off the checksum."""
