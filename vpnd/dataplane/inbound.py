@@ -17,7 +17,7 @@ from vpnd.dataplane.tun_queue import TunQueue
 from vpnd.dataplane.udp_socket import RECEIVE_SIZE, RECEIVES_PER_WAKEUP, Train, UdpSocket
 from vpnd.errors import Malformed
 from vpnd.wire import ip
-from vpnd.wire.coalesce import coalesce
+from vpnd.wire.coalesce import MAX_SEGMENTS, coalesce
 from vpnd.wire.cstp import PacketType
 from vpnd.wire.dtls_record import APPLICATION_DATA, HEADER, RecordSealer, split_records
 from vpnd.wire.rows import MAX_ROWS, Cells, RecordRows, Rows
@@ -263,7 +263,9 @@ class Inbound:
                 if not self._tun.write((PLAIN, packet)):
                     peer.drops.add(counters.TUN_FULL)
             return
-        frames = coalesce(packets, headroom=headroom, judge=partial(self._may_send, peer))
+        most = MAX_SEGMENTS if self._tun.gso else 1
+        judge = partial(self._may_send, peer)
+        frames = coalesce(packets, headroom=headroom, judge=judge, most=most)
         if frames:
             peer.liveness.data(now)
         for pieces in frames:

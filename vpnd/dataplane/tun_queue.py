@@ -7,9 +7,13 @@ of up to 64 KiB, which may be a TCP superpacket.  A write takes the same.
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from vpnd.wire.virtio import HEADER
+from vpnd.wire.segment import segment, segment_room
+from vpnd.wire.virtio import HEADER, PLAIN
+
+Writev: TypeAlias = Callable[[int, Sequence[bytes | bytearray | memoryview]], int]
 
 TUNSETOFFLOAD = 0x400454D0  # linux/if_tun.h, as the two flags below
 TUN_F_CSUM = 0x01
@@ -45,10 +49,14 @@ def enable_offload(fd: int) -> None:
 class TunQueue:
     """Reads and writes frames; owns `fd`."""
 
-    __slots__ = ("_room", "fd", "gone")
+    __slots__ = ("_room", "_writev", "fd", "gone", "gso", "gso_reason")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, writev: Writev = os.writev) -> None:
         self.fd = fd
+        self._writev = writev
+        self.gso = True
+        """Superpackets may be written; some kernels read them but take none."""
+        self.gso_reason = ""
         self.gone = False
         """The link was deleted: the fd stays readable for ever, so stop watching it."""
         self._room = memoryview(b"")
@@ -79,11 +87,28 @@ class TunQueue:
     def write(self, pieces: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Write one frame given in pieces; return False when the kernel did not take it."""
         try:
-            os.writev(self.fd, pieces)
+            self._writev(self.fd, pieces)
         except OSError as exc:
+            if exc.errno == errno.EINVAL and self.gso and pieces[0] != PLAIN:
+                return self._write_each(b"".join(pieces), exc)
             if exc.errno not in _REFUSALS:
                 self.gone = True
             return False
+        return True
+
+    def _write_each(self, superpacket: bytes, refusal: OSError) -> bool:
+        """Write a refused superpacket as its packets, and join none ever after.
+
+        Unless they are not taken either: then it was not for being one.
+        """
+        packets = segment(memoryview(superpacket), memoryview(bytearray(segment_room(0))), 0)
+        try:
+            for packet in packets:
+                self._writev(self.fd, (PLAIN, packet))
+        except OSError:
+            return False
+        self.gso = False
+        self.gso_reason = f"the kernel refused a superpacket ({refusal.strerror})"
         return True
 
     def close(self) -> None:

@@ -105,6 +105,7 @@ def coalesce(
     *,
     headroom: int = 0,
     judge: Judge | None = None,
+    most: int = MAX_SEGMENTS,
 ) -> list[Iovec]:
     """Return what to write to the TUN, one `os.writev` each, for packets of one peer.
 
@@ -113,13 +114,14 @@ def coalesce(
     those it turns down are left out.  Each iovec begins with a 10-byte virtio_net_hdr.  A
     superpacket follows as its headers and pieces of payload, anything else as the packet
     itself, untouched.
+    A superpacket is made of `most` packets at most.
     The packets of a flow keep their order; flows may be overtaken by one another.  The views
     are of the caller's memory, which must stay as it is until they are written.  Never raises:
     what does not look like TCP is passed on as it is.
     """
     blocks: list[_Block] = []
     under_way: dict[bytes, _Block] = {}
-    for block in _blocks(packets, headroom):
+    for block in _blocks(packets, headroom, most):
         if judge is not None and not judge(block.packet, block.count):
             continue
         if block.flow is None:  # a fragment, say, which may be part of any flow
@@ -128,7 +130,7 @@ def coalesce(
             continue
         taken = 0
         if run := under_way.get(block.flow):
-            taken = _extend(run, block)
+            taken = _extend(run, block, most)
         if taken == block.count:
             continue
         if taken:
@@ -142,45 +144,49 @@ def coalesce(
     return [_iovec(block) for block in blocks]
 
 
-def _blocks(packets: Sequence[Rows | bytes | memoryview], headroom: int) -> Iterator[_Block]:
+def _blocks(
+    packets: Sequence[Rows | bytes | memoryview], headroom: int, most: int
+) -> Iterator[_Block]:
     """Yield the packets in order, those in blocks that follow one another."""
     single: list[bytes | memoryview] = []
     for each in packets:
         if isinstance(each, Rows):
-            yield from _of_singles(single, headroom)
+            yield from _of_singles(single, headroom, most)
             single = []
-            yield from _of_rows(each)
+            yield from _of_rows(each, most)
         else:
             single.append(each)
-    yield from _of_singles(single, headroom)
+    yield from _of_singles(single, headroom, most)
 
 
-def _of_singles(packets: Sequence[bytes | memoryview], headroom: int) -> Iterator[_Block]:
+def _of_singles(
+    packets: Sequence[bytes | memoryview], headroom: int, most: int
+) -> Iterator[_Block]:
     for _, stretch in groupby(packets, len):
         alike = list(stretch)
         if len(alike) >= VECTOR_FROM:
-            yield from _of_rows(Rows.joined(alike, headroom))
+            yield from _of_rows(Rows.joined(alike, headroom), most)
         else:
             for each in alike:
                 packet = memoryview(each)[headroom:]
                 yield _Block(packet, *_flow(packet))
 
 
-def _of_rows(rows: Rows) -> Iterator[_Block]:
+def _of_rows(rows: Rows, most: int) -> Iterator[_Block]:
     for number in range(rows.count):
         packet = rows.row(number)
         block = _Block(packet, *_flow(packet))
         if block.header and rows.count - number >= VECTOR_FROM:
-            yield from _split(rows.behind(number) if number else rows, block)
+            yield from _split(rows.behind(number) if number else rows, block, most)
             return
         yield block
 
 
-def _split(rows: Rows, block: _Block) -> Iterator[_Block]:
+def _split(rows: Rows, block: _Block, most: int) -> Iterator[_Block]:
     """Yield blocks of packets of one length, the first packet's block being known."""
     follows, intact = _examine(rows, block)
     upper, header, count = block.upper, block.header, rows.count
-    longest = min(MAX_SEGMENTS, (ip.MAX_PACKET - header) // block.size)
+    longest = min(most, (ip.MAX_PACKET - header) // block.size)
     start = 0
     while True:
         stop = start + 1
@@ -251,7 +257,7 @@ def _intact_rows(rows: Rows, upper: int) -> npt.NDArray[np.bool_]:
     return intact
 
 
-def _extend(run: _Block, block: _Block) -> int:
+def _extend(run: _Block, block: _Block, most: int) -> int:
     """Append to `run` what can be of `block`; return how many packets that was."""
     if not (_headers_match(run, block) and _is_next(run, block)):
         return 0
@@ -260,7 +266,7 @@ def _extend(run: _Block, block: _Block) -> int:
     if not (run.is_intact() and block.is_intact()):
         return 0
     length = run.header + run.count * run.size
-    room = min(MAX_SEGMENTS - run.count, (ip.MAX_PACKET - length) // block.size)
+    room = min(most - run.count, (ip.MAX_PACKET - length) // block.size)
     taken = min(block.count, room)
     if block.size < run.size:  # a shorter segment ends the run
         taken = min(taken, 1)

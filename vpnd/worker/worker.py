@@ -366,6 +366,7 @@ class Worker:
             offloads.append(OffloadStatus(f"UDP GSO {family}", udp.gso, udp.gso_reason))
             reason = "" if udp.gro else "not supported by this kernel"
             offloads.append(OffloadStatus(f"UDP GRO {family}", udp.gro, reason))
+        offloads.append(OffloadStatus("TUN GSO writes", self._tun.gso, self._tun.gso_reason))
         if self._dtls is None:
             offloads.append(OffloadStatus("DTLS", False, "pyOpenSSL offers no PSK callback"))
         return offloads
