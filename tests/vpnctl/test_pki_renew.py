@@ -364,6 +364,11 @@ def test_the_revocation_list_names_all_that_the_store_does_not_take(site: Site) 
     site.clients[1] = replace(site.clients[1], serial=new)
     site.renew(START + DAY)
     assert set(crl_of(site)) == {revoked.serial, forgotten.serial, superseded.serial}
+    entry = crl_of(site)[superseded.serial]
+    assert entry.revocation_date_utc == START
+    assert entry.extensions.get_extension_for_class(x509.CRLReason).value == x509.CRLReason(
+        x509.ReasonFlags.superseded
+    )
     site.renew(START + 120 * DAY)
     assert set(crl_of(site)) == set()
 

@@ -53,16 +53,19 @@ def revoked(
     found = {c.serial: Revoked(c.serial, c.revoked_at) for c in clients if c.revoked_at}
     in_use = {client.serial for client in clients if client.revoked_at is None}
     passed: set[tuple[str, str]] = set()  # clients whose certificate in use comes later
+    followed: dict[tuple[str, str], int] = {}  # when the next one of the client was signed
     for entry in reversed(issued):
-        client = known.get((entry.user, entry.client))
-        is_younger = (entry.user, entry.client) not in passed
+        whose = entry.user, entry.client
+        client = known.get(whose)
         if entry.serial in in_use:
-            passed.add((entry.user, entry.client))
+            passed.add(whose)
         elif client is None or client.revoked_at is not None:
-            revoked_at = client.revoked_at if client and client.revoked_at else at
-            found.setdefault(entry.serial, Revoked(entry.serial, revoked_at))
-        elif not is_younger:
-            found.setdefault(entry.serial, Revoked(entry.serial, at, is_superseded=True))
+            since = client.revoked_at if client and client.revoked_at else entry.issued
+            found.setdefault(entry.serial, Revoked(entry.serial, since))
+        elif whose in passed:
+            superseded = Revoked(entry.serial, followed[whose], is_superseded=True)
+            found.setdefault(entry.serial, superseded)
+        followed[whose] = entry.issued
     ended = {entry.serial for entry in issued if entry.not_after <= at}
     ended |= {client.serial for client in clients if client.not_after <= at}
     return [entry for serial, entry in sorted(found.items()) if serial not in ended]
