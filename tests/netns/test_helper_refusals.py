@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helper.messages import frame
+from helper.messages import Hello, encode, frame
 from tests.netns.helper_host import HelperHost
 from vpnd.errors import HelperError
 from vpnd.host.helper_client import HelperClient
@@ -261,15 +261,12 @@ def test_nonsense_ends_the_connection_and_nobody_elses(host: HelperHost, data: b
 def test_descriptors_sent_to_the_helper_never_arrive(host: HelperHost) -> None:
     """A root process that collects strangers' files can be made to do things with them."""
     read_end, write_end = os.pipe()
-    with socket.socket(socket.AF_UNIX) as sock:
+    with os.fdopen(read_end, "rb") as pipe, socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(host.socket))
-        socket.send_fds(
-            sock, [frame({"request": "Hello", "interface": "pyvpn1", "protocol": 1})], [write_end]
-        )
+        socket.send_fds(sock, [encode(Hello("pyvpn1"))], [write_end])
         os.close(write_end)
-        assert sock.recv(1000)
-        assert os.read(read_end, 1) == b""  # the last writer is gone
-    os.close(read_end)
+        assert b'"ok"' in sock.recv(1000)
+        assert pipe.read(1) == b""  # the last writer is gone
 
 
 def test_crowds_are_bounded(host: HelperHost) -> None:
