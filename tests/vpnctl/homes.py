@@ -27,5 +27,13 @@ def open_place() -> Iterator[Path]:
 
 def homes(place: Path) -> dict[str, Home]:
     """Return the two homes."""
-    ca, server = (CA, SERVER) if os.geteuid() == 0 else (Account.current(), Account.current())
+    return homes_of(CA, SERVER, place) if os.geteuid() == 0 else homes_of_one_user(place)
+
+
+def homes_of_one_user(place: Path) -> dict[str, Home]:
+    """Return two homes of whoever runs this: no job waits for a network namespace of its own."""
+    return homes_of(Account.current(), Account.current(), place)
+
+
+def homes_of(ca: Account, server: Account, place: Path) -> dict[str, Home]:
     return {"ca_home": Home(place / "ca", ca), "server_home": Home(place / "state", server)}
