@@ -56,7 +56,11 @@ def test_what_was_kept_comes_back_in_its_order(stored: list[int]) -> None:
 def test_a_cookie_is_one_users_one_groups_and_one_servers(stored: list[int]) -> None:
     """The profile may have been changed in between."""
     SessionMemory(CONFIG, Kept()).keep(HELD)
-    for changed in (ClientOptions(user="carol"), ClientOptions(user="bob", group="guests")):
+    for changed in (
+        ClientOptions(user="carol"),
+        ClientOptions(user="bob", group="guests"),
+        ClientOptions(user="bob", path="/guests"),  # which names a group, too
+    ):
         assert recalled(replace(CONFIG, client=changed), stored[0]) == {}
     assert recalled(replace(CONFIG, tls=ClientTlsOptions(key="another")), stored[0]) == {}
     renewed = replace(CONFIG, tls=ClientTlsOptions(certificate="the next one"))

@@ -27,7 +27,7 @@ class SessionMemory:
         self._remotes = {(remote.host, remote.port) for remote in config.remotes}
         client = config.client
         # the key, not the certificate: a renewed one keeps key and session
-        who = json.dumps([client.user, client.group, config.tls.key])
+        who = json.dumps([client.user, client.group, client.path, config.tls.key])
         self._who = hashlib.sha256(who.encode()).digest()
 
     def keep(self, sessions: dict[Remote, HeldSession]) -> None:
