@@ -109,6 +109,17 @@ def test_a_daemon_that_is_down_is_status_1(
     assert "down" in capsys.readouterr().out
 
 
+def test_what_is_down_is_not_said_to_be_so_since_the_start(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A client may have lost its server a second ago; what is told is how long it runs."""
+    daemon.backend.status = replace(STATUS, state="down", uptime_s=127, sessions=[])
+    main(["--run-dir", str(daemon.run_dir), "status", "--table"])
+    shown = capsys.readouterr().out
+    assert "down, started 2 min 7 s ago" in shown
+    assert "down for" not in shown
+
+
 @needs_root
 @pytest.mark.parametrize("form", ["--table", "--json", None])
 def test_a_stranger_sees_counts(

@@ -72,7 +72,10 @@ def _print_for_people(args: argparse.Namespace, status: Status) -> None:
 
 
 def _facts(status: Status) -> list[tuple[str, str]]:
-    since = "" if status.uptime_s is None else f" for {output.duration_text(status.uptime_s)}"
+    since = ""
+    if status.uptime_s is not None:
+        runs = output.duration_text(status.uptime_s)
+        since = f" for {runs}" if status.state == "up" else f", started {runs} ago"
     facts: list[tuple[str, str]] = [
         (status.role, f"{status.state}{since}, version {status.version}")
     ]
