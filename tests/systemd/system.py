@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.netns.namespace import Namespace, run
@@ -17,6 +18,7 @@ from tests.netns.process import BedError, Pid, Process
 
 BOOT_S = 90.0
 POWEROFF_S = 30.0
+KILL_S = 20.0
 COMMAND_S = 120.0
 LAYER_SIZE = "3g"  # of memory, at most: an installation of everything has 300 MB
 CGROUPS = Path("/sys/fs/cgroup")
@@ -250,37 +252,22 @@ class System:
 def kill_cgroups(paths: Sequence[str]) -> None:
     """End every process of these cgroups and remove them.
 
-    A killed systemd-nspawn leaves its system running.
+    A killed systemd-nspawn leaves its system running, which goes on making cgroups.
     """
-    for path in paths:
-        below = sorted(Path(path).rglob("cgroup.procs"), key=lambda p: -len(p.parts))
-        for procs in below:
-            _kill(procs)
-        for folder in dict.fromkeys([*(p.parent for p in below), Path(path)]):
-            _remove(folder)
+    deadline = time.monotonic() + KILL_S
+    for path in map(Path, paths):
+        while path.exists() and time.monotonic() < deadline:
+            folders = [path, *(found for found in path.rglob("*") if found.is_dir())]
+            for folder in folders:
+                _kill(folder / "cgroup.procs")
+            for folder in reversed(folders):  # the deepest first
+                with suppress(OSError):  # busy until the last one is reaped
+                    folder.rmdir()
+            time.sleep(0.02)
 
 
 def _kill(procs: Path) -> None:
-    try:
-        numbers = [int(number) for number in procs.read_text().split()]
-    except OSError:
-        return
-    pids = []
-    for number in numbers:
-        try:
-            pids.append(Pid.of(number))
-        except ProcessLookupError:
-            continue
-    for pid in pids:
-        pid.send(signal.SIGKILL)
-    for pid in pids:
-        pid.wait(5.0)
-
-
-def _remove(folder: Path) -> None:
-    deadline = time.monotonic() + 5.0
-    while folder.exists() and time.monotonic() < deadline:  # busy until the last one is reaped
-        try:
-            folder.rmdir()
-        except OSError:
-            time.sleep(0.05)
+    with suppress(OSError):
+        for number in procs.read_text().split():
+            with suppress(ProcessLookupError):
+                Pid.of(int(number)).send(signal.SIGKILL)
