@@ -14,7 +14,7 @@ from tests.netns.process import BedError
 from tests.netns.site import QUICK_TIMERS, Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(180)]
-WATCHED_S = 8.0
+WATCHED_S = 4.0
 TRIES = 7  # in WATCHED_S, with waits of 0.25 s at least that double
 BUSY_S = 2.5  # CPU seconds in WATCHED_S; the start alone takes most of it
 ELSEWHERE = 4444
