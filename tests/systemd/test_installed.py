@@ -32,7 +32,7 @@ OWNERS = [  # path, mode, owner; the first that matches holds, and nothing else 
     (r"/var/lib/systemd/.*", "[d-].*", "root:root"),
     (r"/var/lib/pyvpn", "drwx------", "pyvpn:pyvpn"),
     (r"/var/lib/pyvpn/.*", "(d...|-rw.)------", "pyvpn:pyvpn"),
-    (r"/var/lib/pyvpn/.*\.(crt|pub)", "-rw-r--r--", "pyvpn:pyvpn"),
+    (r"/var/lib/pyvpn/.*\.(crt|pub|pem)", "-rw-r--r--", "pyvpn:pyvpn"),
     (r"/var/lib/pyvpn-ca", "drwx------", "pyvpn-ca:pyvpn-ca"),
     (r"/var/lib/pyvpn-ca/.*", "(d...|-rw.)------", "pyvpn-ca:pyvpn-ca"),
     (r"/var/lib/pyvpn-ca/.*\.crt", "-rw-r--r--", "pyvpn-ca:pyvpn-ca"),
@@ -97,6 +97,52 @@ def test_two_clients_and_a_server_live_on_one_machine(host: System, client: Syst
     host.shell("vpnctl status home")
     assert client.shell(f"curl -s --max-time 10 http://{WEB4}/").strip() == "203.0.113.2"
     host.shell("systemctl start pyvpn-client@work")
+
+
+def test_certificates_are_renewed_by_the_timer_and_on_request(host: System) -> None:
+    """Nobody has to think of it: every day, and when a client has left its request."""
+    assert host.property("pyvpn-renew.timer", "ActiveState") == "active"
+    assert host.property("pyvpn-renew.timer", "Persistent") == "yes"
+    since = host.cursor()
+    host.shell("systemctl start pyvpn-renew.service")  # as the timer does
+    host.wait_journal("^Finished pyvpn-renew", since=since, unit="pyvpn-renew")
+    assert host.path("/var/lib/pyvpn/crl.pem").stat().st_size > 0
+    since = host.cursor()
+    host.shell("runuser -u pyvpn -- touch /var/lib/pyvpn/requests/1f.json")
+    host.wait_journal("^Finished pyvpn-renew", since=since, unit="pyvpn-renew")
+    assert host.shell("ls /var/lib/pyvpn/requests") == ""  # it was no request
+
+
+def test_a_renewed_certificate_is_served_at_once(host: System) -> None:
+    """Same key, so that all pins hold; nobody is dropped."""
+    connect = "openssl s_client -connect 127.0.0.1:443 </dev/null 2>/dev/null"
+    ask = f"{connect} | openssl x509 -noout -serial"
+    before, pid = host.shell(ask), host.property("pyvpn-server", "MainPID")
+    host.shell("vpnctl pki renew --force")
+    assert host.shell(ask) not in {before, ""}
+    assert host.property("pyvpn-server", "MainPID") == pid
+
+
+def test_the_servers_keys_may_come_from_systemd(host: System) -> None:
+    """LoadCredential=, also encrypted: then they lie on no disk of vpnd's."""
+    state, given = "/var/lib/pyvpn", "/run/credentials/pyvpn-server.service"
+    drop_in = "/etc/systemd/system/pyvpn-server.service.d/keys.conf"
+    host.shell("cp /etc/pyvpn/server.toml /root")
+    lines = ["[Service]"]
+    for option, name in (("certificate", "server.crt"), ("key", "server.key")):
+        host.shell(f"install -m 0600 {state}/{name} /root/{name}")
+        lines.append(f"LoadCredential={name}:/root/{name}")
+        host.shell(
+            f"sed -i 's,^{option} = .*,{option} = \"{given}/{name}\",' /etc/pyvpn/server.toml"
+        )
+    host.write(drop_in, "\n".join(lines))
+    host.shell(f"mv {state}/server.key {state}/kept")
+    try:
+        host.shell("systemctl daemon-reload && systemctl restart pyvpn-server && vpnctl status")
+    finally:
+        host.shell(f"cp /root/server.toml /etc/pyvpn; mv {state}/kept {state}/server.key")
+        host.shell(f"rm -r {drop_in.rpartition('/')[0]}; systemctl daemon-reload")
+        host.shell("systemctl restart pyvpn-server")
 
 
 def test_every_file_has_its_owner_and_mode(host: System) -> None:
