@@ -4,6 +4,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def make_site(make_bed: Callable[[int], Bed]) -> Callable[..., Site]:
         return Site(bed, daemons)
 
     return make
+
+
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    """What it holds is closed after the test, however that ends."""
+    with ExitStack() as held:
+        yield held
 
 
 @pytest.fixture(scope="module")

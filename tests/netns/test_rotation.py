@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -48,13 +48,6 @@ def test_a_stock_client_is_back_within_seconds_and_keeps_its_address(site: Site)
     for kept in ("id", "address4", "address6"):
         assert after[kept] == before[kept]
     client.disconnect()
-
-
-@pytest.fixture
-def held() -> Iterator[ExitStack]:
-    """What it holds is closed after the test, however that ends."""
-    with ExitStack() as held:
-        yield held
 
 
 def test_with_new_keys_a_client_of_ours_gets_a_new_cookie(site: Site, held: ExitStack) -> None:

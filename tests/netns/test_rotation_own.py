@@ -74,13 +74,6 @@ def site(make_site: Callable[..., Site], request: pytest.FixtureRequest) -> Iter
     site.daemons.stop()
 
 
-@pytest.fixture
-def held() -> Iterator[ExitStack]:
-    """What it holds is closed after the test, however that ends."""
-    with ExitStack() as held:
-        yield held
-
-
 @pytest.mark.parametrize("site", [True], indirect=True)
 def test_all_of_fifty_sessions_change_keys_under_load(site: Site, held: ExitStack) -> None:
     """Ours goes on, with a transfer and every packet counted; stock ones are back in seconds."""
