@@ -272,11 +272,14 @@ run_server() {
     trap 'stop vpnd' EXIT
     trap 'exit 0' INT TERM HUP
     need_helper
+    local log
+    exec {log}> >(trap '' INT && show_until_ready)
+    readonly SHOWING=$!
     PYTHONPATH=$HERE PYTHONUNBUFFERED=1 setsid setpriv --reuid=pyvpn --regid=pyvpn \
         "${UNPRIVILEGED[@]}" -- "$HERE/.venv/bin/python" -P -m vpnd server \
-        --config "$ETC/server.toml" --state-dir "$STATE" --run-dir "$RUN" \
-        2> >(trap '' INT && show_until_ready) &
+        --config "$ETC/server.toml" --state-dir "$STATE" --run-dir "$RUN" 2>&"$log" {log}>&- &
     remember vpnd $!
+    exec {log}>&-
     wait_for_vpnd $!
 }
 
@@ -317,6 +320,7 @@ wait_for_vpnd() { # PID: end as it does
     wait "$1" 2>/dev/null || status=$? # bash itself would tell of a kill -9 with the whole command
     ((status == 0)) && return
     ((status > 128)) && die "vpnd was killed (signal $((status - 128)))"
+    [[ -z ${SHOWING:-} ]] || wait "$SHOWING" || true # its lines come first
     say "vpnd ended with $status: its last line above says why"
     exit "$status"
 }
@@ -386,10 +390,10 @@ show_until_ready() { # pass vpnd's log on; once it is ready say how to go on
     local line
     while IFS= read -r line; do
         printf '%s\n' "$line" >&2
-        [[ $line == *"vpnd is ready"* ]] && break
+        [[ $line == *"vpnd is ready"* ]] || continue
+        how_to_connect || true
+        cat >&2
     done
-    how_to_connect || true
-    exec cat >&2
 }
 
 how_to_connect() {

@@ -122,5 +122,9 @@ def test_a_server_that_cannot_start_leaves_no_helper_and_ends_with_its_status(
     server = machine.bed.server.start("bad", str(ROOT / "run.sh"), "server", env=machine.env)
     assert server.wait(60) == 2
     config.write_text(good)
-    assert str(config) in server.text()
+    lines = server.text().splitlines()
+    end = lines.index("run.sh: vpnd ended with 2: its last line above says why")
+    assert str(config) in lines[end - 1]
+    assert "Ctrl-C" not in server.text()  # nor how to go on with what does not run
+    assert "Traceback" not in server.text()
     assert machine.pids() == []
