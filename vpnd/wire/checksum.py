@@ -51,7 +51,7 @@ def row_sums(
     row of native words fits 32 bits.
     """
     words = np.ndarray((rows, width // 2), np.uint16, data, offset, (stride, 2))
-    sums: npt.NDArray[np.int64] = words.sum(axis=1, dtype=np.uint32) * _SWAP
+    sums: npt.NDArray[np.int64] = np.add.reduce(words, axis=1, dtype=np.uint32) * _SWAP
     if width & 1:
         sums += 256 * np.ndarray((rows,), np.uint8, data, offset + width - 1, (stride,)).astype(
             np.int64
