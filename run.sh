@@ -143,15 +143,20 @@ files_of_clone() { # NUL-separated, without what git ignores
 # the clone is changed.
 run_readable() { # the arguments of this script
     as_pyvpn test -r "$HERE/vpnd/__init__.py" -a -x "$HERE/vpnd" && return
-    local copy file
+    local copy file mode
     copy=$COPIES/$(sha256sum <<<"$HERE" | cut -c 1-12)
     say "user pyvpn cannot read $HERE: running from the copy $copy"
     mkdir -p "$copy"
     while IFS= read -r -d '' file; do
         [[ -f $HERE/$file ]] || continue
         printf '%s\0' "$file"
-        cmp -s "$HERE/$file" "$copy/$file" || install -D -p "$HERE/$file" "$copy/$file"
-        chmod "$([[ -x $HERE/$file ]] && echo 0755 || echo 0644)" "$copy/$file"
+        mode=0644
+        [[ -x $HERE/$file ]] && mode=0755
+        # no process for a file that is the same: there are hundreds
+        [[ $HERE/$file -nt $copy/$file || $HERE/$file -ot $copy/$file ]] ||
+            [[ -x $copy/$file && $mode == 0644 ]] || [[ ! -x $copy/$file && $mode == 0755 ]] ||
+            continue
+        install -D -p -m "$mode" "$HERE/$file" "$copy/$file"
     done < <(files_of_clone) >"$copy/.files.new"
     if [[ -e $copy/.files ]]; then # what the clone no longer has
         comm -z -13 <(sort -z "$copy/.files.new") <(sort -z "$copy/.files") |
