@@ -1,5 +1,6 @@
 """Fixtures of the tests on network namespaces."""
 
+import compileall
 import itertools
 import os
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tests.netns.bed import CACHE, Bed
 from tests.netns.daemons import Config, Daemons
 from tests.netns.manager import ManagedDaemons
+from tests.netns.namespace import ROOT
 from tests.netns.site import Site
 from tests.netns.teardown import take_down_dead
 
@@ -26,6 +28,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs root: sudo ./run.sh test")
         if not Path("/dev/net/tun").exists():
             pytest.skip("needs /dev/net/tun: modprobe tun")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """Users who may not write here would compile every module at every start."""
+    for package in ("vpnd", "vpnctl", "helper", "tests/netns"):
+        compileall.compile_dir(ROOT / package, quiet=1)
 
 
 @pytest.fixture(scope="session")
