@@ -12,7 +12,7 @@ from tests.dataplane.narrow_link import NarrowLink
 from vpnd.dataplane.udp_socket import MAX_SEGMENTS, MAX_TRAIN, Sent, Train, UdpSocket
 
 SO_NO_CHECK = 11  # asm-generic/socket.h; the kernel makes no train without checksums
-WAIT = 2.0  # seconds that loopback surely needs less than
+WAIT = 20.0  # seconds that loopback surely needs less than
 
 Open = Callable[..., UdpSocket]
 

@@ -131,7 +131,7 @@ class Namespace:
 
     def ping(self, address: str, *, count: int = 3) -> str:
         """Return the mean round trip in ms; BedError unless every echo came back."""
-        echoes = ("-c", str(count), "-i", "0.2", "-W", "5")
+        echoes = ("-c", str(count), "-i", "0.05", "-W", "5")
         said = self.run("ping", *echoes, address).stdout
         if f" {count} received" not in said:
             raise BedError(f"{self.name} does not get all echoes of {address}: {said}")

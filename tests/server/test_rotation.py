@@ -14,7 +14,7 @@ from vpnd.store.memory import MemoryStore
 from vpnd.worker.messages import AskRekey, EndTunnel, Message, OpenReply
 
 SHORT_S = 0.05  # nobody will answer
-WAIT = 5.0  # seconds; a test that needs them has failed
+WAIT = 20.0  # seconds; a test that needs them has failed
 
 
 class Stage:

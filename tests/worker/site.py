@@ -27,7 +27,7 @@ from vpnd.worker.messages import (
 )
 from vpnd.worker.worker import Worker
 
-WAIT = 5.0  # seconds; a test that needs them has failed
+WAIT = 20.0  # seconds; a test that needs them has failed
 COOKIE = "C" * 43
 LABEL = b"EXPORTER-openconnect-psk"
 GRANTED = OpenReply(

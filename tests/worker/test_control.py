@@ -29,7 +29,7 @@ from vpnd.worker.messages import (
     TunnelEnded,
 )
 
-WAIT = 5.0  # seconds; a test that needs them has failed
+WAIT = 20.0  # seconds; a test that needs them has failed
 
 
 def values(kind: typing.Any) -> st.SearchStrategy[typing.Any]:
