@@ -94,6 +94,16 @@ def test_a_refused_login_says_so_and_leaves_nothing_running(site: Site, laptop: 
     assert not (laptop.run_dir / "vpnd.sock").exists()
 
 
+def test_a_password_may_come_from_standard_input(site: Site, laptop: Laptop) -> None:
+    """As from a pipe; the daemon itself has none."""
+    done = subprocess.run(
+        laptop.up_argv(*url(site), "--password-fd", "0"), input=f"wrong\n{PASSWORD}\n",
+        capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert laptop.status()["sessions"][0]["user"] == "bob"
+
+
 def test_a_profile_of_roots_is_enough(site: Site, laptop: Laptop, tmp_path: Path) -> None:
     """It is opened by vpnctl; the daemon could not read it."""
     site.daemons.vpnctl("client", "add", "desk", "--output", str(tmp_path))

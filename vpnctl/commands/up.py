@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     path, name = _profile(args.profile)
     run_dir = args.run_dir if daemons.is_named(args) else daemons.client_run_dir(name)
     _make_run_dir(Path(run_dir))
+    _free_standard_input(args)
     argv = [*_as_user(), sys.executable, "-P", "-m", "vpnd", "client", str(path or args.profile)]
     argv += ["--run-dir", str(run_dir), *_options(args)]
     fds = [fd for fd in (args.password_fd, args.otp_fd) if fd is not None]
@@ -107,6 +108,13 @@ def _profile(written: str) -> tuple[Path | None, str]:
     if daemons.NAME.fullmatch(written) and not path.is_file():
         path = PROFILES / f"{written}.toml"
     return path.absolute(), load_profile(path).client.name
+
+
+def _free_standard_input(args: argparse.Namespace) -> None:
+    """Give what stands there another number: the daemon's own standard input is empty."""
+    for name in ("password_fd", "otp_fd"):
+        if getattr(args, name) == 0:
+            setattr(args, name, os.dup(0))
 
 
 def _opened(path: Path) -> int:
