@@ -146,6 +146,20 @@ def test_trains_of_different_sizes_share_a_wakeup(plane: Plane) -> None:
     assert client.peer.drops.as_dict() == {}
 
 
+def test_tiny_records_behind_large_ones_cost_what_they_weigh(plane: Plane) -> None:
+    """The places of small records far behind in a buffer are not counted from its start."""
+    client = plane.client(2)
+    client.activate()
+    for size in (1400, 1):
+        for _ in range(5):
+            records = [client.seal(bytes([n + 1]) * size, n + 1) for n in range(40)]
+            client.send_train(b"".join(records), len(records[0]))
+    plane.read_udp()
+    assert [len(control.payload) - 1 for control in plane.controls] == [1400] * 200 + [1] * 200
+    cuts = [*plane.udp.cells._cuts.values(), *plane.inbound._room._cuts.values()]
+    assert max(map(len, cuts)) <= 1024
+
+
 def test_a_whole_train_sent_twice_arrives_once(plane: Plane) -> None:
     """Somebody on the path records and repeats."""
     client = plane.client(2)

@@ -46,7 +46,7 @@ def open_train(suite: Suite, data: bytearray, size: int, cell: int = 0) -> tuple
     ciphertexts = Cells(memoryview(data)).views(size, count, skip=opener.prefix_size)
     stride = max(size - suite.overhead, 1)
     first, opened = opener.open_rows(ROWS, memoryview(data), size, ciphertexts, ROOM, cell)
-    return first, [bytes(view) for view in ROOM.views(stride, cell + opened)[cell : cell + opened]]
+    return first, [bytes(view) for view in ROOM.views(stride, opened, first=cell)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -162,13 +162,16 @@ def test_used_up_keys_refuse_a_train_before_they_write() -> None:
 
 
 def test_the_cuts_of_a_buffer_are_right_and_bounded() -> None:
-    """A peer chooses the sizes of its records."""
-    cells = Cells(memoryview(bytes(range(256))))
-    for stride in (*range(10, 40), 10):
-        for count in (3, 5, 4):
-            views = cells.views(stride, count, skip=2)
-            expected = [
-                bytes(range(at + 2, at + stride)) for at in range(0, count * stride, stride)
-            ]
-            assert [bytes(view) for view in views[:count]] == expected
+    """A peer chooses the sizes of its records, and where small ones lie behind large ones."""
+    data = bytes(range(256)) * 40
+    cells = Cells(memoryview(data))
+    for stride in (*range(3, 40), 10, 3):
+        for first, count in ((0, 3), (0, 5), (2, 4), (200, 9), (1020, 4), (1020, 9), (3000, 5)):
+            if (first + count) * stride <= len(data):
+                views = cells.views(stride, count, first=first, skip=2)
+                starts = range(first * stride, (first + count) * stride, stride)
+                assert [bytes(view) for view in views] == [
+                    data[at + 2 : at + stride] for at in starts
+                ]
     assert len(cells._cuts) <= 8
+    assert max(map(len, cells._cuts.values())) <= 1024

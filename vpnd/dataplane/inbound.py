@@ -155,7 +155,7 @@ class Inbound:
         if odd:
             data = train.data
             return [data[at + prefix : at + size] for at in range(0, count * size, size)]
-        return udp.cells.views(size, first + count, skip=prefix)[first : first + count]
+        return udp.cells.views(size, count, first=first, skip=prefix)
 
     def _open_rows(
         self,
@@ -182,7 +182,7 @@ class Inbound:
             packets.append(rows)
             return count, True
         fresh = False
-        for number, payload in enumerate(room.views(stride, first + count)[first : first + count]):
+        for number, payload in enumerate(room.views(stride, count, first=first)):
             if accepted or path.replay.accept(sequence + number):
                 fresh = True
                 self._sort(path, bytes(payload), packets, controls)

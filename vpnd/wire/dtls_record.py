@@ -192,7 +192,7 @@ class RecordSealer(_Direction):
         if self.suite.explicit_nonce:
             np.ndarray(shape, ">u8", out.buffer, start + HEADER.size, strides)[:] = numbers
         self._next += count
-        cells = out.views(record, first + count, skip=prefix)[first : first + count]
+        cells = out.views(record, count, first=first, skip=prefix)
         if _HAS_INTO:
             seal = self._aead.encrypt_into
             deque(map(seal, rows.nonces, payloads, rows.aads, cells), 0)
@@ -243,7 +243,7 @@ class RecordOpener(_Direction):
         self._fill(rows, number, count, payload)
         if self.suite.explicit_nonce:
             rows.take_nonces(data, HEADER.size, size, count)
-        progress = iter(out.views(payload, first + count)[first : first + count])
+        progress = iter(out.views(payload, count, first=first))
         try:
             if _HAS_INTO:
                 decrypt = self._aead.decrypt_into

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_ROWS = 512  # records that one call prepares: what a wake-up of the data plane brings
+MAX_CELLS = 1024  # of each size; small ones far behind in a buffer are cut when they are needed
 MAX_CUTS = 8  # sizes remembered for each buffer; peers choose sizes, so it is bounded
 NONCE, AAD = 12, 13  # bytes of either, in TLS 1.2 (RFC 5246 section 6.2.3.3)
 _AAD_TAIL = Struct("!B H H")
@@ -26,24 +27,25 @@ class Cells:
         self.buffer = buffer
         self._cuts: dict[tuple[int, int], list[memoryview]] = {}
 
-    def views(self, stride: int, count: int, *, skip: int = 0) -> list[memoryview]:
-        """Return at least `count` cells of `stride` bytes without their first `skip` bytes.
+    def views(self, stride: int, count: int, *, first: int = 0, skip: int = 0) -> list[memoryview]:
+        """Return `count` cells of `stride` bytes from a cell on, without their first `skip` bytes.
 
-        The list is the buffer's own.  The caller knows that so many fit.
+        The caller knows that so many fit.
         """
+        buffer, stop = self.buffer, first + count
+        if stop > MAX_CELLS:
+            cells = range(first * stride, stop * stride, stride)
+            return [buffer[at + skip : at + stride] for at in cells]
         key = (stride, skip)
         cuts = self._cuts.get(key)
         if cuts is None:
             if len(self._cuts) >= MAX_CUTS:
                 self._cuts.clear()
             cuts = self._cuts[key] = []
-        if len(cuts) < count:
-            buffer = self.buffer
-            cuts += [
-                buffer[at + skip : at + stride]
-                for at in range(len(cuts) * stride, count * stride, stride)
-            ]
-        return cuts
+        if len(cuts) < stop:
+            cells = range(len(cuts) * stride, stop * stride, stride)
+            cuts += [buffer[at + skip : at + stride] for at in cells]
+        return cuts[first:stop]
 
 
 class Rows:

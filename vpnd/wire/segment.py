@@ -127,7 +127,7 @@ class Splitter:
         for index in range(rows, count):
             _write_one(train, out, start + index * stride, headroom, index)
         full = count if end == start + count * stride else count - 1
-        views = self._cells.views(stride, first + full)[first : first + full]
+        views = self._cells.views(stride, full, first=first)
         if full < count:
             views.append(out[start + full * stride : end])
         self.used = end
