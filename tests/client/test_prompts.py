@@ -107,11 +107,13 @@ def test_where_nobody_is_there_the_servers_choice_is_named(
     assert 'group chosen: name=staff reason="the server\'s own choice"' in caplog.text
 
 
-def test_a_refused_password_is_not_sent_again() -> None:
+def test_a_refused_password_is_not_sent_again(caplog: pytest.LogCaptureFixture) -> None:
     """The next line of the descriptor, then nobody: a loop would lock the user out."""
     answers = Answers("alice", None, passwords=["wrong", "right"])
     assert answered(answers, PASSWORD).values == {"password": "wrong"}
+    assert not caplog.records
     assert answered(answers, PASSWORD, error="Login failed").values == {"password": "right"}
+    assert 'an answer of the login was refused: reason="Login failed"' in caplog.text
     assert answered(answers, PASSWORD, error="Login failed").cancelled
 
 

@@ -97,6 +97,7 @@ class Answers:
     async def answer(self, prompt: Prompt) -> PromptReply:
         """Return what to send; cancelled when there is nothing (more) to say."""
         if prompt.error:
+            log.warning("an answer of the login was refused", reason=prompt.error)
             self._forget_refused()
         self._last.clear()
         values: dict[str, str] = {}
