@@ -17,6 +17,7 @@ from tests.systemd.system import System
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(300)]
 SERVER4, SERVER6 = "203.0.113.2", "2001:db8:2::2"
 CLIENT = "pyvpn-client@phone"
+BACKUPS = {f"/etc/{name}" for name in ("passwd-", "shadow-", "group-", "gshadow-", ".pwd.lock")}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,16 @@ def server(bed: Bed, roots: Path) -> System:
 def client(bed: Bed, server: System, roots: Path, package: Path) -> System:
     del server  # has the first address
     system = bed.add("client", roots / "ready")
+    system.write("/root/before", files(system))
     system.install(package)
     return system
+
+
+def files(system: System) -> str:
+    """Return all names there are, sorted, but of what changes by itself."""
+    places = ("/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/var/cache", "/var/log")
+    pruned = " -o ".join(f"-path {place}" for place in (*places, "/var/lib/apt", "/var/tmp"))
+    return system.shell(f"find / \\( {pruned} \\) -prune -o -print | LC_ALL=C sort")
 
 
 def status(system: System) -> dict[str, Any]:
@@ -155,17 +164,29 @@ def test_removal_stops_everything_and_keeps_the_data(server: System, package: Pa
     assert "phone" in server.shell("vpnctl client list")
 
 
+def test_a_client_started_by_hand_ends_with_the_package(client: System) -> None:
+    """`vpnctl up` needs no unit, and systemd knows nothing of it."""
+    client.shell(f"systemctl disable --now {CLIENT}")
+    client.shell("vpnctl up phone </dev/null")
+    goes_through(client)
+    client.apt("remove", "pyvpn")
+    assert client.shell("pgrep -u pyvpn-client || true") == ""
+    assert "pyvpn" not in client.shell(
+        "ip link; nft list ruleset; ip rule; ip route show table all"
+    )
+
+
 def test_a_purge_leaves_nothing_but_the_users(server: System, client: System) -> None:
     """Not a file, not a unit; users stay, as Debian has it."""
     for system in (server, client):
         system.apt("purge", "pyvpn")
-        left = system.shell(
-            "find / -xdev -path '*pyvpn*' ! -path '/root/*' ! -path '/tmp/*' ! -path '/proc/*' "
-            "! -path '/var/cache/apt/*' ! -path '/sys/*' ! -name 01pyvpn-test"
-        )
-        assert left == ""
         assert "pyvpn" in system.shell("getent passwd pyvpn")
         assert system.shell("systemctl --failed --no-legend") == ""
+        assert "pyvpn" not in files(system).replace("01pyvpn-test", "")
+        assert "pyvpn" not in system.shell("ls -R /run /var/log")
+    client.write("/root/after", files(client))
+    new = client.shell("LC_ALL=C comm -13 /root/before /root/after")
+    assert [line for line in new.splitlines() if line not in BACKUPS] == []
 
 
 def test_traffic_is_outside_again(client: System) -> None:
