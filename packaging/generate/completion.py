@@ -16,9 +16,9 @@ BY_VALUE = {"DIR": "directory", "FILE": "file", "PROFILE": "profile", "ID": "ses
 # Prints the names of the kind $1, one a line; only such as can stand in a command line unquoted.
 NAMES = r"""
 case $1 in
-user) timeout 2 vpnctl user list | awk -F "\t" "NR > 1 { print \$1 }" ;;
-client) timeout 2 vpnctl client list | awk -F "\t" "NR > 1 && \$3 !~ /^revoked/ { print \$2 }" ;;
-session) timeout 2 vpnctl status | awk -F "\t" "list { print \$1 } \$1 == \"id\" { list = 1 }" ;;
+user) timeout 10 vpnctl user list | awk -F "\t" "NR > 1 { print \$1 }" ;;
+client) timeout 10 vpnctl client list | awk -F "\t" "NR > 1 && \$3 !~ /^revoked/ { print \$2 }" ;;
+session) timeout 10 vpnctl status | awk -F "\t" "list { print \$1 } \$1 == \"id\" { list = 1 }" ;;
 running) set -- /run/pyvpn-client-*/vpnd.sock
     for name; do name=${name%/*}; printf "%s\n" "${name#/run/pyvpn-client-}"; done ;;
 profile) for name in /etc/pyvpn/client/*.toml; do basename "$name" .toml; done ;;
