@@ -9,8 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from vpnctl.homes import Home
 from vpnd.config import values
 from vpnd.config.load import load_server
@@ -19,6 +17,7 @@ from vpnd.pki import ca, jobs, server_files
 from vpnd.pki.child import ensure_directory
 from vpnd.pki.keys import KeyType, parse_public_key
 from vpnd.pki.pins import certificate_pin, key_pin
+from vpnd.pki.reading import load_certificates, not_after
 
 COMMIT = "server.crt"  # the last file: with it a server can run
 NEEDED = {"root.crt", "issuing.key", "issuing.crt"}  # of an authority that can sign
@@ -59,11 +58,11 @@ def initialise(
     if not begun:
         _refuse_existing(server_home, server["files"])
     signed = _make(names, key_type, ca_home, server_home, make_ca=not authority["files"])
-    leaf = x509.load_pem_x509_certificates(signed["certificate"].encode())[0]
+    leaf = load_certificates(signed["certificate"].encode())[0]
     following = parse_public_key(signed["next"].encode(), "server-next.pub")
     return {
         "names": list(names),
-        "not_after": int(leaf.not_valid_after_utc.timestamp()),
+        "not_after": int(not_after(leaf).timestamp()),
         "pins": [certificate_pin(leaf), key_pin(following)],
         "ca_dir": str(ca_home.directory),
         "state_dir": str(server_home.directory),

@@ -19,6 +19,7 @@ from vpnd.pki import ca, keys
 from vpnd.pki.bundle import encode_bundle
 from vpnd.pki.files import write_new
 from vpnd.pki.names import identity_uri
+from vpnd.pki.reading import load_certificates
 
 pytestmark = pytest.mark.netns
 
@@ -90,7 +91,7 @@ def forge(
 def bundle(files: ClientFiles) -> Certificate:
     """Return the same for stock clients."""
     path = files.key.with_suffix(".p12")
-    chain = x509.load_pem_x509_certificates(files.certificate.read_bytes())
+    chain = load_certificates(files.certificate.read_bytes())
     leaf, *above = chain
     path.write_bytes(encode_bundle("forged", keys.load_key(files.key), leaf, above, "secret"))
     return Certificate(path, "secret")

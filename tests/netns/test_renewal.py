@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 
 from tests.netns.bed import PORT, SERVER4
 from tests.netns.client import Client, Profile, endpoint, new_client
@@ -23,6 +22,7 @@ from vpnd.pki import jobs, keys
 from vpnd.pki.certificates import serial_text
 from vpnd.pki.child import Account
 from vpnd.pki.keys import encode_key
+from vpnd.pki.reading import load_certificates, not_after
 from vpnd.worker.client_renewal import WAITS
 
 pytestmark = [pytest.mark.netns, pytest.mark.once, pytest.mark.timeout(180)]
@@ -40,8 +40,8 @@ def ending_profile(daemons: Daemons, name: str, left_s: float) -> Profile:
         jobs.sign_client, request=keys.request(key).decode(), user=name, client=name,
         foreign=False, now=time.time() + left_s - 90 * DAY,
     )  # fmt: skip
-    leaf, _ = x509.load_pem_x509_certificates(signed["certificate"].encode())
-    serial, end = serial_text(leaf), int(leaf.not_valid_after_utc.timestamp())
+    leaf, _ = load_certificates(signed["certificate"].encode())
+    serial, end = serial_text(leaf), int(not_after(leaf).timestamp())
     at = argparse.Namespace(run_dir=daemons.folder / "run")
     call(at, lambda daemon: daemon.add_client(name, name, serial, end, foreign=False))
     remote = {

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
 from vpnd.pki import ca, keys
 from vpnd.pki.bundle import encode_bundle, new_password
+from vpnd.pki.reading import load_certificates
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -19,7 +19,7 @@ def make_bundle(tmp_path: Path, password: str) -> Path:
     authority = ca.create(tmp_path, "p256", NOW)
     key = keys.generate("p256")
     pem = authority.sign_client(keys.request(key), "alice", "laptop", NOW, foreign=True)
-    leaf, issuing = x509.load_pem_x509_certificates(pem)
+    leaf, issuing = load_certificates(pem)
     path = tmp_path / "laptop.p12"
     path.write_bytes(encode_bundle("laptop", key, leaf, [issuing, authority.root], password))
     return path

@@ -11,6 +11,7 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from vpnd.pki import ca, keys
+from vpnd.pki.reading import load_certificates
 from vpnd.protocol.tls_stream import server_context
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=300)
@@ -26,7 +27,7 @@ class ClientFiles:
 
     @property
     def leaf(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificates(self.certificate.read_bytes())[0]
+        return load_certificates(self.certificate.read_bytes())[0]
 
 
 class TestSite:

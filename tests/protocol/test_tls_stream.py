@@ -15,6 +15,7 @@ from tests.protocol.psk_client import SSL_LIB
 from tests.protocol.tls_client import TlsClient, handshake
 from vpnd.errors import ConfigError
 from vpnd.pki import keys
+from vpnd.pki.reading import not_after
 from vpnd.protocol.tls_connection import MAX_NOTE, MAX_RECORD, TlsFailed
 from vpnd.protocol.tls_stream import TlsStream, server_context
 
@@ -105,7 +106,7 @@ def test_a_subject_cannot_disturb_the_log(tmp_path: Path, site: TestSite) -> Non
     certificate = (
         x509.CertificateBuilder(name, name, private.public_key(), 7)
         .not_valid_before(BEFORE)
-        .not_valid_after(site.client().leaf.not_valid_after_utc)
+        .not_valid_after(not_after(site.client().leaf))
         .sign(private, keys.signature_hash(private))
     )
     files = ClientFiles(tmp_path / "evil.crt", tmp_path / "evil.key")

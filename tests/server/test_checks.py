@@ -13,6 +13,7 @@ from tests.protocol.authority import TestSite
 from vpnd.config.model import NetworkOptions, ServerConfig, ServerOptions
 from vpnd.errors import ConfigError, VpnError
 from vpnd.pki.certificates import load_chain
+from vpnd.pki.reading import not_after, not_before
 from vpnd.server.checks import Fitted, check_keys, fit
 
 FILE = Path("/etc/pyvpn/server.toml")
@@ -24,7 +25,7 @@ def test_a_clock_before_the_certificate_is_explained(tmp_path: Path) -> None:
     It is no bad configuration (exit status 2), which systemd would not try again.
     """
     site = TestSite(tmp_path)
-    begin = load_chain(site.certificate)[0].not_valid_before_utc
+    begin = not_before(load_chain(site.certificate)[0])
     check_keys(ServerConfig(), tmp_path, begin)
     with pytest.raises(VpnError) as caught:
         check_keys(ServerConfig(), tmp_path, datetime(1970, 1, 1, tzinfo=UTC))
@@ -38,7 +39,7 @@ def test_a_clock_before_the_certificate_is_explained(tmp_path: Path) -> None:
 def test_a_certificate_that_has_ended_does_not_keep_a_server_from_starting(tmp_path: Path) -> None:
     """Our clients go by its pin; whoever renews it needs a server that runs."""
     site = TestSite(tmp_path)
-    end = load_chain(site.certificate)[0].not_valid_after_utc
+    end = not_after(load_chain(site.certificate)[0])
     check_keys(ServerConfig(), tmp_path, end + timedelta(days=1))
 
 

@@ -17,6 +17,7 @@ from vpnd.config.model import ServerConfig
 from vpnd.errors import StoreError
 from vpnd.pki import ca, keys, spool
 from vpnd.pki.certificates import serial_text
+from vpnd.pki.reading import load_certificates, not_after
 from vpnd.policy.leases import Pool
 from vpnd.server.renewal import Renewals
 from vpnd.server.sessions import Sessions
@@ -64,10 +65,8 @@ class Gate:
 
     @staticmethod
     def facts(chain: bytes) -> CertificateFacts:
-        leaf = x509.load_pem_x509_certificates(chain)[0]
-        return CertificateFacts(
-            "alice", "laptop", serial_text(leaf), leaf.not_valid_after_utc.timestamp()
-        )
+        leaf = load_certificates(chain)[0]
+        return CertificateFacts("alice", "laptop", serial_text(leaf), not_after(leaf).timestamp())
 
     def connect(
         self,
@@ -124,7 +123,7 @@ def test_the_answer_comes_with_the_next_connect(gate: Gate) -> None:
     for _ in range(2):
         reply = gate.connect(gate.old, renewal=REQUEST)
         chain = [x509.load_der_x509_certificate(b64decode(each)) for each in reply.renewed]
-        assert chain == x509.load_pem_x509_certificates(new)
+        assert chain == load_certificates(new)
         assert gate.serial() == gate.facts(gate.old).serial
     assert gate.requests() == {}
 
@@ -255,5 +254,5 @@ def test_answers_are_der_on_the_wire(gate: Gate) -> None:
     """One certificate in a field."""
     new = gate.answer()
     reply = gate.connect(gate.old, renewal=REQUEST)
-    ders = [c.public_bytes(Encoding.DER) for c in x509.load_pem_x509_certificates(new)]
+    ders = [c.public_bytes(Encoding.DER) for c in load_certificates(new)]
     assert [b64decode(each) for each in reply.renewed] == ders

@@ -22,21 +22,21 @@ ENDING = f"""
 import argparse, sys, time
 sys.path.insert(0, "/usr/lib/pyvpn")
 from pathlib import Path
-from cryptography import x509
 from vpnctl.connection import call
 from vpnctl.homes import Home
 from vpnd.config.profile import ClientProfile, Remote, encode_profile
 from vpnd.pki import jobs, keys
 from vpnd.pki.certificates import serial_text
 from vpnd.pki.child import CA_USER, Account
+from vpnd.pki.reading import load_certificates, not_after
 ca = Home(Path("/var/lib/pyvpn-ca"), Account.named(CA_USER))
 at = argparse.Namespace(run_dir=Path("/run/pyvpn-server"))
 key = keys.generate("p256")
 signed = ca.run(jobs.sign_client, request=keys.request(key).decode(), user="phone", client="phone",
                 foreign=False, now=time.time() + {LEFT_S} - 90 * 86400)
-leaf = x509.load_pem_x509_certificates(signed["certificate"].encode())[0]
+leaf = load_certificates(signed["certificate"].encode())[0]
 call(at, lambda daemon: daemon.add_client(
-    "phone", "phone", serial_text(leaf), int(leaf.not_valid_after_utc.timestamp()), foreign=False))
+    "phone", "phone", serial_text(leaf), int(not_after(leaf).timestamp()), foreign=False))
 server = call(at, lambda daemon: daemon.get_profile())
 remotes = [Remote(each, server.server_name, tuple(server.pins)) for each in server.remotes]
 profile = ClientProfile("phone", "phone", "soon", remotes, server.ca_pem, signed["certificate"],

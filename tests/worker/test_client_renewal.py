@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vpnd.pki import ca, keys
 from vpnd.pki.certificates import encode_chain
 from vpnd.pki.keys import PrivateKey, encode_key
+from vpnd.pki.reading import load_certificates
 from vpnd.wire.params_client import ServerParams
 from vpnd.worker.client_renewal import WAITS, ClientRenewal
 from vpnd.worker.messages import (
@@ -81,7 +82,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def offer(chain: bytes = b"") -> ServerParams:
-    certificates = x509.load_pem_x509_certificates(chain) if chain else []
+    certificates = load_certificates(chain) if chain else []
     return ServerParams(renewed=tuple(c.public_bytes(Encoding.DER) for c in certificates))
 
 

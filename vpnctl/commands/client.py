@@ -14,8 +14,6 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography import x509
-
 from vpnctl import output
 from vpnctl.connection import call
 from vpnctl.output import day_text
@@ -29,6 +27,7 @@ from vpnd.pki.child import CA_USER, Account, ensure_directory, run_as, system_ac
 from vpnd.pki.files import PRIVATE, write_all_new
 from vpnd.pki.keys import KEY_TYPES, KeyType, PrivateKey, encode_key, generate, request
 from vpnd.pki.names import check_name
+from vpnd.pki.reading import load_certificates, not_after
 
 NAME = "client"
 HEADINGS = ("USER", "CLIENT", "STATE", "UNTIL", "SESSIONS", "SERIAL")
@@ -130,8 +129,8 @@ class Issued:
     def __init__(self, user: str, name: str, key: PrivateKey, signed: dict[str, str]) -> None:
         """Take what the CA's child answered; raise VpnError if it is for another key."""
         self.user, self.name, self._key = user, name, key
-        self._chain = x509.load_pem_x509_certificates(signed["certificate"].encode())
-        self._cas = x509.load_pem_x509_certificates(signed["ca"].encode())
+        self._chain = load_certificates(signed["certificate"].encode())
+        self._cas = load_certificates(signed["ca"].encode())
         if self._chain[0].public_key() != key.public_key():
             raise VpnError("the CA signed another key than the client's: nothing was written")
 
@@ -163,11 +162,11 @@ class Issued:
     @property
     def not_after(self) -> int:
         """The end of the certificate in Unix seconds."""
-        return int(self._chain[0].not_valid_after_utc.timestamp())
+        return int(not_after(self._chain[0]).timestamp())
 
     def check_trusted(self, server: Profile, ca_dir: Path) -> None:
         """Raise VpnError if the server trusts another CA: it would refuse the client."""
-        trusted = x509.load_pem_x509_certificates(server.ca_pem.encode())
+        trusted = load_certificates(server.ca_pem.encode())
         if self._cas[0] not in trusted:
             raise VpnError(
                 f"{ca_dir}: not the CA that the running server trusts; "

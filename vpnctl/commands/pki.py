@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from vpnctl import output
 from vpnctl.connection import DaemonAbsent, call
 from vpnctl.homes import Home, ca_home, server_home
@@ -24,6 +22,7 @@ from vpnd.errors import VpnError
 from vpnd.pki import renewal_jobs
 from vpnd.pki.certificates import server_names
 from vpnd.pki.keys import KEY_TYPES
+from vpnd.pki.reading import load_certificates
 from vpnd.pki.revocation import list_end
 from vpnd.pki.schedule import Life, issuing_life, server_life
 
@@ -174,7 +173,7 @@ def status_of(ca_home: Home, server_home: Home, now: datetime) -> dict[str, Any]
         )
     authority = ca_home.run(renewal_jobs.authority_state)
     root, issuing, leaf = (
-        x509.load_pem_x509_certificates(pem.encode())[0]
+        load_certificates(pem.encode())[0]
         for pem in (authority["root"], authority["issuing"], server["certificate"])
     )
     until = list_end(server["crl"].encode()) if server["crl"] else None

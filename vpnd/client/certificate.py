@@ -16,6 +16,7 @@ from vpnd import log
 from vpnd.config.profile_options import ClientConfig
 from vpnd.errors import ConfigError
 from vpnd.pki.files import replace
+from vpnd.pki.reading import load_certificates, not_after
 from vpnd.pki.succession import check_successor
 
 FILE = "certificate.pem"
@@ -46,7 +47,7 @@ class ClientCertificate:
     def not_after(self) -> int | None:
         """The end of the certificate that is shown, in Unix seconds; None without one."""
         found = _certificates(self.renewed_pem or self._pem)
-        return int(found[0].not_valid_after_utc.timestamp()) if found else None
+        return int(not_after(found[0]).timestamp()) if found else None
 
     def can_keep(self) -> bool:
         """Return whether a successor has a place, which is made where its parent is ours."""
@@ -106,6 +107,6 @@ class ClientCertificate:
 def _certificates(pem: str) -> list[x509.Certificate]:
     """Return certificates; what cannot be read is none."""
     try:
-        return x509.load_pem_x509_certificates(pem.encode())
+        return load_certificates(pem.encode())
     except ValueError:
         return []

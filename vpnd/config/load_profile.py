@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from vpnd.config import values
@@ -30,6 +29,7 @@ from vpnd.config.profile_options import (
     RemoteOptions,
 )
 from vpnd.errors import ConfigError
+from vpnd.pki.reading import load_certificates
 
 HTTPS_PORT = 443  # where a remote names no port
 MAX_REMOTES = 32  # each is tried, one after the other
@@ -269,7 +269,7 @@ def _check_pem(tls: ClientTlsOptions) -> None:
     own_ca = "" if tls.ca == SYSTEM else tls.ca
     for key, text in (("ca", own_ca), ("certificate", tls.certificate)):
         try:
-            found = x509.load_pem_x509_certificates(text.encode()) if text else []
+            found = load_certificates(text.encode()) if text else []
         except ValueError:
             raise values.BadValue(f"{key}: not readable as PEM; make the profile anew") from None
     if not tls.key:

@@ -19,6 +19,7 @@ from vpnd.pki.files import read_pem
 from vpnd.pki.keys import PrivateKey, PublicKey, signature_hash
 from vpnd.pki.names import parse_identity_uri
 from vpnd.pki.profiles import CertificateProfile
+from vpnd.pki.reading import load_certificates, not_after
 
 SKEW = timedelta(hours=1)
 MAX_COMMON_NAME = 64  # RFC 5280 appendix A, ub-common-name
@@ -45,7 +46,7 @@ def issue(
 
     Raises ConfigError if the issuer's own certificate has ended.
     """
-    end = issuer.certificate.not_valid_after_utc
+    end = not_after(issuer.certificate)
     if end <= now:
         raise ConfigError(
             f"the certificate of {subject_name(issuer.certificate)!a} ended on {end:%Y-%m-%d}: "
@@ -90,7 +91,7 @@ def server_names(certificate: x509.Certificate) -> tuple[str, ...]:
 
 def parse_names(chain: str) -> tuple[str, ...]:
     """Return `server_names` of the first certificate in a PEM text."""
-    return server_names(x509.load_pem_x509_certificates(chain.encode())[0])
+    return server_names(load_certificates(chain.encode())[0])
 
 
 def parse_client_identity(certificate: x509.Certificate) -> tuple[str, str]:
@@ -115,7 +116,7 @@ def serial_text(certificate: x509.Certificate) -> str:
 def load_chain(path: Path) -> list[x509.Certificate]:
     """Return the certificates in a PEM file, at least one.  Raises ConfigError."""
     try:
-        return x509.load_pem_x509_certificates(read_pem(path))
+        return load_certificates(read_pem(path))
     except ValueError as exc:
         raise ConfigError(f"{path}: holds no certificate in PEM") from exc
 

@@ -18,6 +18,7 @@ from cryptography import x509
 from vpnd.errors import ConfigError
 from vpnd.pki.certificates import serial_text
 from vpnd.pki.files import PRIVATE, replace
+from vpnd.pki.reading import not_after
 
 FILE = "issued.jsonl"
 
@@ -46,7 +47,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 def record(directory: Path, leaf: x509.Certificate, user: str, client: str, now: datetime) -> None:
     """Write down a certificate before it leaves the authority."""
-    end = int(leaf.not_valid_after_utc.timestamp())
+    end = int(not_after(leaf).timestamp())
     entry = Issued(serial_text(leaf), user, client, int(now.timestamp()), end)
     line = json.dumps(asdict(entry), separators=(",", ":")) + "\n"
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC

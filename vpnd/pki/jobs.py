@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from vpnd.pki import ca, issued, server_files, unfinished
+from vpnd.pki.reading import load_certificates
 
 
 def existing(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -80,7 +79,7 @@ def sign_client(request: Mapping[str, Any]) -> Mapping[str, Any]:
         certificate = authority.sign_client(
             request["request"].encode(), user, client, now, foreign=request["foreign"]
         )
-        leaf = x509.load_pem_x509_certificates(certificate)[0]
+        leaf = load_certificates(certificate)[0]
         issued.record(directory, leaf, user, client, now)
     return {"certificate": certificate.decode(), "ca": authority.ca_pem.decode()}
 

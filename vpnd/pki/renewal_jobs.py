@@ -30,6 +30,7 @@ from vpnd.pki.files import PUBLIC, replace
 from vpnd.pki.jobs import now_of
 from vpnd.pki.keys import load_key, request, requested_key
 from vpnd.pki.pins import certificate_pin, key_pin, server_pins
+from vpnd.pki.reading import load_certificates, not_after
 from vpnd.pki.revocation import KnownClient, known_clients, revoked, sign_list
 from vpnd.pki.schedule import GAIN, ROOT_ALERT_BEFORE, issuing_life, server_life
 
@@ -137,7 +138,7 @@ def renew(asked: Mapping[str, Any]) -> Mapping[str, Any]:
         chain = _renewed_server(authority, asked, now)
     if chain:
         done.append("the server's certificate")
-    leaf = x509.load_pem_x509_certificates(chain or asked["certificate"].encode())[0]
+    leaf = load_certificates(chain or asked["certificate"].encode())[0]
     alerts += complaints(authority.root, authority.issuer.certificate, leaf, now)
     return {
         "certificate": chain.decode(),
@@ -149,7 +150,7 @@ def renew(asked: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _renewed_server(authority: ca.Authority, asked: Mapping[str, Any], now: datetime) -> bytes:
     """Return a new certificate for the server's key and names, b"" where none is due."""
-    before = x509.load_pem_x509_certificates(asked["certificate"].encode())[0]
+    before = load_certificates(asked["certificate"].encode())[0]
     if not authority.has_issued(before):
         raise ConfigError("the server's certificate is not of this authority: nothing is renewed")
     wanted = asked["force"] or authority.ca_pem.decode() != asked["ca"]
@@ -159,8 +160,8 @@ def _renewed_server(authority: ca.Authority, asked: Mapping[str, Any], now: date
     if certificate_pin(before) != requested_pin(asked_for):
         raise ConfigError("server.key does not belong to server.crt: restore the right pair first")
     chain = authority.sign_server(asked_for, server_names(before), now)
-    after = x509.load_pem_x509_certificates(chain)[0]
-    gain = after.not_valid_after_utc - before.not_valid_after_utc
+    after = load_certificates(chain)[0]
+    gain = not_after(after) - not_after(before)
     return chain if wanted or gain >= GAIN else b""
 
 
@@ -178,7 +179,7 @@ def complaints(
         issuing_life(issuing).complaint("the issuing CA", now),
         server_life(server).complaint("the server's certificate", now),
     ]
-    end = root.not_valid_after_utc
+    end = not_after(root)
     if not found[0] and now >= end - ROOT_ALERT_BEFORE:
         found[0] = f"the root CA ends on {end:%Y-%m-%d}: plan a new authority and new profiles"
     return [line for line in found if line]
@@ -221,7 +222,7 @@ def _signed(
     now: datetime,
 ) -> bytes:
     chain = authority.sign_client(_der(entry["request"]), user, client, now, foreign=False)
-    leaf = x509.load_pem_x509_certificates(chain)[0]
+    leaf = load_certificates(chain)[0]
     issued.record(directory, leaf, user, client, now)
     return chain
 
@@ -240,7 +241,7 @@ def _judged(
     try:
         before = x509.load_der_x509_certificate(_der(entry["certificate"]))
         is_ours = authority.has_issued(before)
-        end, serial = before.not_valid_after_utc, serial_text(before)
+        end, serial = not_after(before), serial_text(before)
     except ValueError:
         raise ConfigError("the certificate to be renewed cannot be read") from None
     if not is_ours:

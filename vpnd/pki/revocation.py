@@ -15,6 +15,7 @@ from vpnd.errors import ConfigError
 from vpnd.pki.certificates import Issuer
 from vpnd.pki.issued import Issued
 from vpnd.pki.keys import signature_hash
+from vpnd.pki.reading import next_update
 
 LIFETIME = timedelta(days=30)  # it is made anew every day
 
@@ -111,7 +112,7 @@ def known_clients(values: Sequence[Mapping[str, object]]) -> list[KnownClient]:
 def list_end(pem: bytes) -> int:
     """Return when a list of ours is to be replaced, in Unix seconds.  Raises ConfigError."""
     try:
-        end = x509.load_pem_x509_crl(pem).next_update_utc
+        end = next_update(x509.load_pem_x509_crl(pem))
     except ValueError:
         end = None
     if end is None:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from vpnd.pki.certificates import SKEW
+from vpnd.pki.reading import not_after, not_before
 
 LEAF_SHARE, ISSUING_SHARE = 2 / 3, 1 / 2
 ALERT_BEFORE = timedelta(days=14)  # what ends so soon should have been renewed long ago
@@ -32,7 +33,7 @@ class Life:
     @classmethod
     def of(cls, certificate: x509.Certificate, share: float) -> "Life":
         """Return the life of a certificate that is renewed after `share` of it."""
-        begin, end = certificate.not_valid_before_utc + SKEW, certificate.not_valid_after_utc
+        begin, end = not_before(certificate) + SKEW, not_after(certificate)
         return cls(begin, begin + (end - begin) * share, end)
 
     def is_due(self, now: datetime) -> bool:

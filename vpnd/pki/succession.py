@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 
 from vpnd.errors import ConfigError, Malformed
 from vpnd.pki.certificates import parse_client_identity
+from vpnd.pki.reading import not_after, not_before
 
 
 def check_successor(
@@ -35,9 +36,9 @@ def check_successor(
         same_name = same_key = False
     if not same_key or not same_name:
         raise ConfigError("it is for another client, or for another key")
-    if leaf.not_valid_after_utc <= before[0].not_valid_after_utc:
+    if not_after(leaf) <= not_after(before[0]):
         raise ConfigError("it ends no later than the one in use")
-    if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
+    if not not_before(leaf) <= now < not_after(leaf):
         raise ConfigError("it is not valid now; is this host's clock right?")
     for certificate, issuer in zip(chain, above, strict=False):
         if not _has_signed(issuer, certificate):

@@ -28,6 +28,7 @@ from OpenSSL import SSL, crypto
 from vpnd.config.profile_options import SYSTEM, SYSTEM_CA
 from vpnd.errors import ConfigError
 from vpnd.pki.pins import PREFIX
+from vpnd.pki.reading import load_certificates
 from vpnd.protocol.tls_connection import (
     CHACHA_FIRST,
     MODE_RELEASE_BUFFERS,
@@ -90,7 +91,7 @@ def client_context(
 
 def _certificates(pem: str, what: str) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(pem.encode())
+        return load_certificates(pem.encode())
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(f"{what}: not certificates in PEM") from exc
 

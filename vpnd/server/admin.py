@@ -13,6 +13,7 @@ from vpnd.errors import StoreError
 from vpnd.ipc import api
 from vpnd.pki.certificates import load_chain, server_names
 from vpnd.pki.pins import server_pins
+from vpnd.pki.reading import not_after, not_before
 from vpnd.server.figures import WorkerLink, figures, offloads
 from vpnd.server.network import Network
 from vpnd.server.reload import Reloader
@@ -115,8 +116,8 @@ class Admin:
         leaf = load_chain(self._config.tls.certificate_file(self._state_dir))[0]
         key_file = self._config.tls.key_file(self._state_dir)
         return api.KeysStatus(
-            certificate_age_s=int(now - leaf.not_valid_before_utc.timestamp()),
-            certificate_not_after=int(leaf.not_valid_after_utc.timestamp()),
+            certificate_age_s=int(now - not_before(leaf).timestamp()),
+            certificate_not_after=int(not_after(leaf).timestamp()),
             key_age_s=int(now - key_file.stat().st_mtime),
         )
 

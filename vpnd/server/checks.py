@@ -10,6 +10,7 @@ from vpnd.errors import ConfigError, VpnError
 from vpnd.host.ipv6 import why_no_ipv6
 from vpnd.pki.certificates import load_chain
 from vpnd.pki.files import read_pem
+from vpnd.pki.reading import not_before
 from vpnd.protocol.tls_stream import server_context
 
 ANY6 = IPv6Address(0)
@@ -42,7 +43,7 @@ def check_keys(config: ServerConfig, state_dir: Path, now: datetime) -> None:
         key=str(key),
         client_ca=str(config.tls.client_ca_file(state_dir)),
     )
-    begin = load_chain(certificate)[0].not_valid_before_utc
+    begin = not_before(load_chain(certificate)[0])
     if now < begin:
         raise TooEarly(
             f"{certificate}: the certificate is not valid before {begin:%Y-%m-%d %H:%M} UTC, "

@@ -22,6 +22,7 @@ from vpnd.auth.contract import CertificateFacts
 from vpnd.errors import StoreError
 from vpnd.pki import spool
 from vpnd.pki.certificates import serial_text
+from vpnd.pki.reading import load_certificates
 from vpnd.server.sessions import LiveTunnel, Sessions
 from vpnd.store.contract import Client, Store
 from vpnd.worker.messages import OpenQuery, OpenReply
@@ -108,7 +109,7 @@ class Renewals:
     def _answer(self, known: Client) -> list[x509.Certificate]:
         """Return the chain that the authority has made for a client, [] for none."""
         try:
-            return x509.load_pem_x509_certificates(spool.get_answer(self._state_dir, known.serial))
+            return load_certificates(spool.get_answer(self._state_dir, known.serial))
         except ValueError:
             return []
 

@@ -19,6 +19,7 @@ from vpnd import log
 from vpnd.errors import ConfigError
 from vpnd.pki import keys
 from vpnd.pki.certificates import encode_chain
+from vpnd.pki.reading import load_certificates, not_after
 from vpnd.pki.succession import check_successor
 from vpnd.wire.params_client import ServerParams
 from vpnd.worker.messages import (
@@ -60,7 +61,7 @@ class ClientRenewal:
     def _show(self, pem: str) -> None:
         self.shown_pem = pem
         """The certificate in use and its chain; "" without one."""
-        self._chain = x509.load_pem_x509_certificates(pem.encode()) if self._may_renew else []
+        self._chain = load_certificates(pem.encode()) if self._may_renew else []
 
     def request(self) -> bytes:
         """Return the request that belongs into a CONNECT now, b"" for none."""
@@ -76,7 +77,7 @@ class ClientRenewal:
         """Return whether the certificate ends soon and there is no other yet."""
         if not self._chain or self._is_new:
             return False
-        return self._now() >= self._chain[0].not_valid_after_utc - BEFORE
+        return self._now() >= not_after(self._chain[0]) - BEFORE
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall(), UTC)
@@ -138,4 +139,4 @@ class ClientRenewal:
 def _trusted(settings: StartClient) -> list[x509.Certificate]:
     """Return the CA certificates of the profile's servers."""
     pems = {remote.ca_pem for remote in settings.remotes if remote.ca_pem}
-    return [each for pem in pems for each in x509.load_pem_x509_certificates(pem.encode())]
+    return [each for pem in pems for each in load_certificates(pem.encode())]

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vpnd.auth.contract import CertificateFacts
 from vpnd.errors import Malformed
 from vpnd.pki.certificates import parse_client_identity, serial_text
+from vpnd.pki.reading import not_after
 from vpnd.wire import renewal
 
 
@@ -18,7 +19,7 @@ def facts(certificate: x509.Certificate | None) -> CertificateFacts | None:
     user = client = None
     with suppress(Malformed):
         user, client = parse_client_identity(certificate)
-    end = certificate.not_valid_after_utc.timestamp()
+    end = not_after(certificate).timestamp()
     return CertificateFacts(user, client, serial_text(certificate), end)
 
 
