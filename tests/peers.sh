@@ -12,6 +12,8 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd -P)
 export LC_ALL=C
 
+apt_get() { apt-get -o Acquire::http::Timeout=30 -o Acquire::Retries=3 "$@"; } # never hang
+
 say() { printf 'peers: %s\n' "$*" >&2; }
 
 # Print the package and the libraries that apt would newly install with it ("Inst NAME (VERSION"
@@ -35,7 +37,7 @@ STARTER
 }
 
 download() { # what $names holds, for $package
-    (cd "$folder/debs-$package" && apt-get -o APT::Sandbox::User=root download "${names[@]}")
+    (cd "$folder/debs-$package" && apt_get -o APT::Sandbox::User=root download "${names[@]}")
 }
 
 for package in "$@"; do
@@ -43,7 +45,7 @@ for package in "$@"; do
     log=$folder/$package.log
     say "fetching $package and its libraries (not installed, kept in $folder)"
     if ! names=$(packages_for "$package" 2>"$log"); then
-        apt-get update -qq >>"$log" 2>&1 || true
+        apt_get update -qq >>"$log" 2>&1 || true
         names=$(packages_for "$package" 2>>"$log") || {
             say "apt-get does not find $package: see $log"
             exit 1
@@ -52,7 +54,7 @@ for package in "$@"; do
     mkdir -p "$folder/debs-$package" "$folder/root"
     mapfile -t names <<<"$names"
     # lists older than the mirror name versions that are gone
-    download >>"$log" 2>&1 || { apt-get update -qq && download; } >>"$log" 2>&1 || {
+    download >>"$log" 2>&1 || { apt_get update -qq && download; } >>"$log" 2>&1 || {
         say "cannot download $package: see $log"
         exit 1
     }
