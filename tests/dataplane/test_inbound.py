@@ -335,6 +335,18 @@ def test_strangers_are_handed_on_datagram_by_datagram(plane: Plane) -> None:
     assert plane.strays == [(stranger.outer, data) for data in expected]
 
 
+def test_the_kernels_answer_leaves_without_another_wakeup(plane: Plane) -> None:
+    """It waits when the write returns: an echo, or acknowledgements."""
+    client = plane.client(2)
+    client.activate()
+    answer = tcp(INTERNET4, client.address4, 100).build()
+    plane.kernel.send(bytes(10) + answer)
+    client.send(client.seal(from_client(client)))
+    plane.read_udp()
+    assert len(plane.from_tun()) == 1
+    assert client.received() == [b"\0" + answer]
+
+
 def test_a_full_tun_is_counted(plane: Plane) -> None:
     """The kernel's queue is the bound, not ours."""
     client = plane.client(2)

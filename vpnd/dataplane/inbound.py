@@ -89,9 +89,11 @@ class Inbound:
                 self._write(owner, packets, TYPE_SIZE, now)
                 packets, owner = [], path.peer
             self._open(path, udp, train, packets, controls, now)
-        self._write(owner, packets, TYPE_SIZE, now)
+        written = self._write(owner, packets, TYPE_SIZE, now)
         for control in controls:
             self._on_control(control)
+        if written and self._tun.on_written is not None:
+            self._tun.on_written()
 
     def _strays(self, udp: UdpSocket, train: Train) -> Train:
         """Show each datagram to the session code, until one tells whose they are.
@@ -253,16 +255,18 @@ class Inbound:
         packets: Sequence[Rows | bytes | memoryview],
         headroom: int,
         now: float,
-    ) -> None:
+    ) -> bool:
+        """Write what the peer may send; return whether there was any."""
         if peer is None or not packets:
-            return
+            return False
         if len(packets) == 1 and not isinstance(packets[0], Rows):
             packet = memoryview(packets[0])[headroom:]
-            if self._may_send(peer, packet, 1):
-                peer.liveness.data(now)
-                if not self._tun.write((PLAIN, packet)):
-                    peer.drops.add(counters.TUN_FULL)
-            return
+            if not self._may_send(peer, packet, 1):
+                return False
+            peer.liveness.data(now)
+            if not self._tun.write((PLAIN, packet)):
+                peer.drops.add(counters.TUN_FULL)
+            return True
         most = MAX_SEGMENTS if self._tun.gso else 1
         judge = partial(self._may_send, peer)
         frames = coalesce(packets, headroom=headroom, judge=judge, most=most)
@@ -271,6 +275,7 @@ class Inbound:
         for pieces in frames:
             if not self._tun.write(pieces):
                 peer.drops.add(counters.TUN_FULL)
+        return bool(frames)
 
     def _may_send(self, peer: Peer, packet: memoryview, count: int) -> bool:
         """Return whether packets like this are packets and come from the peer's own address.

@@ -63,6 +63,7 @@ class Outbound:
         self._sealed = Cells(memoryview(bytearray(_SEALED_ROOM)))
         self._rows = RecordRows()
         self._gathered = _Gathered()
+        tun.on_written = self.on_readable
 
     def on_readable(self) -> None:
         """Forward a bounded number of superpackets."""

@@ -49,7 +49,7 @@ def enable_offload(fd: int) -> None:
 class TunQueue:
     """Reads and writes frames; owns `fd`."""
 
-    __slots__ = ("_room", "_writev", "fd", "gone", "gso", "gso_reason")
+    __slots__ = ("_room", "_writev", "fd", "gone", "gso", "gso_reason", "on_written")
 
     def __init__(self, fd: int, *, writev: Writev = os.writev) -> None:
         self.fd = fd
@@ -59,6 +59,8 @@ class TunQueue:
         self.gso_reason = ""
         self.gone = False
         """The link was deleted: the fd stays readable for ever, so stop watching it."""
+        self.on_written: Callable[[], None] | None = None
+        """Called after a batch was written: the kernel's answer to it waits already, mostly."""
         self._room = memoryview(b"")
 
     def read(self, frames: int, size: int) -> list[memoryview]:
