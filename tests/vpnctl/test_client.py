@@ -28,6 +28,7 @@ from vpnd.ipc.api import Client, Profile
 from vpnd.ipc.server import serve
 from vpnd.pki.certificates import parse_client_identity, serial_text
 from vpnd.pki.child import Account
+from vpnd.pki.keys import is_same_key
 from vpnd.pki.reading import not_after
 
 DAY = 86400
@@ -143,7 +144,7 @@ def test_files_are_private_and_agree_with_the_store(place: Place) -> None:
     ]
     leaf = x509.load_pem_x509_certificate(profile["tls"]["certificate"].encode())
     key = load_pem_private_key(profile["tls"]["key"].encode(), None)
-    assert key.public_key() == leaf.public_key()
+    assert is_same_key(key.public_key(), leaf.public_key())
     assert parse_client_identity(leaf) == ("alice", "laptop")
     known = place.clients()[0]
     assert (known.user, known.name, known.serial) == ("alice", "laptop", serial_text(leaf))

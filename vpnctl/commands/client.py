@@ -25,7 +25,15 @@ from vpnd.pki.bundle import encode_bundle, new_password
 from vpnd.pki.certificates import encode_chain, serial_text
 from vpnd.pki.child import CA_USER, Account, ensure_directory, run_as, system_account
 from vpnd.pki.files import PRIVATE, write_all_new
-from vpnd.pki.keys import KEY_TYPES, KeyType, PrivateKey, encode_key, generate, request
+from vpnd.pki.keys import (
+    KEY_TYPES,
+    KeyType,
+    PrivateKey,
+    encode_key,
+    generate,
+    is_same_key,
+    request,
+)
 from vpnd.pki.names import check_name
 from vpnd.pki.reading import load_certificates, not_after
 
@@ -131,7 +139,7 @@ class Issued:
         self.user, self.name, self._key = user, name, key
         self._chain = load_certificates(signed["certificate"].encode())
         self._cas = load_certificates(signed["ca"].encode())
-        if self._chain[0].public_key() != key.public_key():
+        if not is_same_key(self._chain[0].public_key(), key.public_key()):
             raise VpnError("the CA signed another key than the client's: nothing was written")
 
     @classmethod

@@ -29,6 +29,7 @@ from vpnd.config.profile_options import (
     RemoteOptions,
 )
 from vpnd.errors import ConfigError
+from vpnd.pki.keys import is_same_key
 from vpnd.pki.reading import load_certificates
 
 HTTPS_PORT = 443  # where a remote names no port
@@ -282,5 +283,5 @@ def _check_pem(tls: ClientTlsOptions) -> None:
         ) from None
     except ValueError:
         raise values.BadValue("key: not readable as PEM; make the profile anew") from None
-    if found[0].public_key() != private.public_key():
+    if not is_same_key(found[0].public_key(), private.public_key()):
         raise values.BadValue("key: belongs to another certificate; make the profile anew")

@@ -33,6 +33,7 @@ from vpnd.pki.keys import (
     PrivateKey,
     encode_key,
     generate,
+    is_same_key,
     load_key,
     requested_key,
 )
@@ -117,7 +118,7 @@ def load(directory: Path) -> Authority:
     root = load_chain(directory / "root.crt")[0]
     certificate = load_chain(directory / "issuing.crt")[0]
     key = load_key(directory / "issuing.key")
-    if key.public_key() != certificate.public_key():
+    if not is_same_key(key.public_key(), certificate.public_key()):
         raise ConfigError(
             f"{directory}: issuing.key does not belong to issuing.crt; restore the right pair"
         )

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -52,6 +52,16 @@ def encode_key(key: PrivateKey) -> bytes:
 def encode_public_key(key: PublicKey) -> bytes:
     """Return a public key as SubjectPublicKeyInfo PEM."""
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+class _Encodable(Protocol):
+    def public_bytes(self, encoding: Encoding, kind: PublicFormat, /) -> bytes: ...
+
+
+def is_same_key(one: _Encodable, other: _Encodable) -> bool:
+    """Return whether two public keys are the same one; cryptography before 40 has no `==`."""
+    form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    return one.public_bytes(*form) == other.public_bytes(*form)
 
 
 def load_key(path: Path) -> PrivateKey:

@@ -29,6 +29,7 @@ from vpnd.pki.keys import (
     encode_key,
     encode_public_key,
     generate,
+    is_same_key,
     load_key,
     request,
 )
@@ -98,9 +99,9 @@ def complete(directory: Path) -> None:
     if not after.exists():
         return
     in_use = load_chain(directory / "server.crt")[0].public_key()
-    if following.exists() and load_key(following).public_key() == in_use:
+    if following.exists() and is_same_key(load_key(following).public_key(), in_use):
         following.rename(directory / "server.key")
-    if load_key(directory / "server.key").public_key() != in_use:
+    if not is_same_key(load_key(directory / "server.key").public_key(), in_use):
         raise ConfigError(
             f"{directory}: server.crt fits neither server.key nor server-next.key; put the three "
             "back from a copy"

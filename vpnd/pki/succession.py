@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 
 from vpnd.errors import ConfigError, Malformed
 from vpnd.pki.certificates import parse_client_identity
+from vpnd.pki.keys import is_same_key
 from vpnd.pki.reading import not_after, not_before
 
 
@@ -31,7 +32,7 @@ def check_successor(
     leaf, *above = chain
     try:
         same_name = parse_client_identity(leaf) == parse_client_identity(before[0])
-        same_key = leaf.public_key() == before[0].public_key()
+        same_key = is_same_key(leaf.public_key(), before[0].public_key())
     except (Malformed, ValueError):
         same_name = same_key = False
     if not same_key or not same_name:
