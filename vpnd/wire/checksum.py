@@ -17,7 +17,9 @@ import numpy.typing as npt
 from vpnd.wire import ip
 
 MODULUS = 0xFFFF
-_SWAP = np.int64(256 if sys.byteorder == "little" else 1)  # the bytes of a sum, to big-endian
+# The bytes of a sum, to big-endian.  An array: a single number of 64 bits would not widen a row
+# of 32 in NumPy before 2.
+_SWAP = np.array([256 if sys.byteorder == "little" else 1], np.int64)
 
 
 def word_sum(data: bytes | bytearray | memoryview) -> int:

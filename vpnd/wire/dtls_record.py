@@ -25,6 +25,7 @@ from itertools import repeat
 from operator import length_hint
 from struct import Struct
 from struct import error as StructError
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,33 @@ _NO_NONCE = bytes(8)
 _ALL = slice(None)
 _STEPS = np.arange(MAX_ROWS, dtype=np.uint64) << np.uint64(16)  # number and length in one word
 _HAS_INTO = hasattr(AESGCM, "encrypt_into")  # cryptography 47 and newer
+
+
+def _takes_views() -> bool:
+    """Return whether the AEADs take borrowed memory; those of cryptography 38 want bytes."""
+    try:
+        AESGCM(bytes(16)).encrypt(bytes(12), memoryview(b""), b"")
+    except TypeError:
+        return False
+    return True
+
+
+class _Copying:
+    """An AEAD that wants bytes."""
+
+    __slots__ = ("_aead",)
+
+    def __init__(self, aead: AESGCM | ChaCha20Poly1305) -> None:
+        self._aead = aead
+
+    def encrypt(self, nonce: memoryview, data: memoryview, associated: memoryview) -> bytes:
+        return self._aead.encrypt(bytes(nonce), bytes(data), bytes(associated))
+
+    def decrypt(self, nonce: memoryview, data: memoryview, associated: memoryview) -> bytes:
+        return self._aead.decrypt(bytes(nonce), bytes(data), bytes(associated))
+
+
+_TAKES_VIEWS = _takes_views()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +130,8 @@ class _Direction:
         if len(keys.key) != suite.key_size or len(keys.iv) != suite.iv_size:
             raise LocalProtocolError(f"keys do not fit {suite.name}")
         self.suite = suite
-        self._aead = (AESGCM if suite.explicit_nonce else ChaCha20Poly1305)(keys.key)
+        aead = (AESGCM if suite.explicit_nonce else ChaCha20Poly1305)(keys.key)
+        self._aead = aead if _TAKES_VIEWS else cast("AESGCM", _Copying(aead))
         self._iv = keys.iv
         self._iv_low = int.from_bytes(keys.iv[4:], "big")
         self._prefix_size = HEADER.size + suite.explicit_nonce
