@@ -34,6 +34,7 @@ IDENTITY = b"psk\0"  # as stock clients; no server looks at it
 MAX_DATAGRAMS = 64  # taken per handshake; a good one needs two, each costs OpenSSL work
 RETRY_AFTER = 60.0  # seconds from a failed handshake to the next, as stock clients
 MIN_SPACING = 3.5  # seconds between two for one session: ocserv drops the second within 3
+_HAS_TIMER = hasattr(SSL.Connection, "DTLSv1_get_timeout")  # pyOpenSSL 23.1 and newer
 _PSK_CALLBACK = (
     "unsigned int(SSL*, const char*, char*, unsigned int, unsigned char*, unsigned int)"
 )
@@ -122,6 +123,28 @@ def _go_on(*_: object) -> int:
     return 1
 
 
+def _time_left(connection: SSL.Connection) -> float | None:
+    """Return the seconds until OpenSSL wants to repeat its flight, None if it waits for none."""
+    if _HAS_TIMER:
+        return connection.DTLSv1_get_timeout()
+    seconds, microseconds = ffi.new("time_t *"), ffi.new("long *")
+    ssl = connection._ssl  # noqa: SLF001
+    if not lib.Cryptography_DTLSv1_get_timeout(ssl, seconds, microseconds):
+        return None
+    return float(seconds[0] + microseconds[0] / 1e6)
+
+
+def _repeat(connection: SSL.Connection) -> None:
+    """Let OpenSSL repeat its flight if it is time; raise SSL.Error if it was often enough."""
+    if _HAS_TIMER:
+        connection.DTLSv1_handle_timeout()
+        return
+    ssl = connection._ssl  # noqa: SLF001
+    result = lib.DTLSv1_handle_timeout(ssl)
+    if result < 0:
+        connection._raise_ssl_error(ssl, result)  # noqa: SLF001
+
+
 class DtlsClientHandshake:
     """One handshake of ours with a server.
 
@@ -184,7 +207,7 @@ class DtlsClientHandshake:
         flight = read_flight(connection)
         if flight:
             self._out.append(flight)
-        wait = connection.DTLSv1_get_timeout()
+        wait = _time_left(connection)
         self._repeat_at = now + (HANDSHAKE_TIMEOUT if wait is None else wait)
 
     def data_to_send(self) -> list[bytes]:
@@ -206,7 +229,7 @@ class DtlsClientHandshake:
             return True
         if now >= self._repeat_at:
             try:
-                connection.DTLSv1_handle_timeout()
+                _repeat(connection)
             except SSL.Error:  # OpenSSL has repeated it often enough
                 self.close()
                 return True
