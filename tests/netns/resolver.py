@@ -53,8 +53,8 @@ def forward(at: str, upstream: str) -> None:
             query, whose = sock.recvfrom(512)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
                 asking.settimeout(PATIENCE_S)
-                asking.sendto(query, (upstream, PORT))
-                try:
+                try:  # there may be no way just now: a tunnel comes or goes
+                    asking.sendto(query, (upstream, PORT))
                     sock.sendto(asking.recv(512), whose)
                     print("answered", flush=True)
                 except OSError:

@@ -38,11 +38,14 @@ def alice(site: Site) -> Profile:
 @pytest.fixture
 def client(_client: Client, alice: Profile) -> Iterator[Client]:
     """A client that is connected; it has said good-bye after the test."""
-    _client.connect(alice)
-    _client.wait_dtls()
-    yield _client
-    _client.stop()
-    _client.wait_undone()
+    _client.start(alice)
+    try:
+        _client.wait_connected()
+        _client.wait_dtls()
+        yield _client
+    finally:
+        _client.stop()
+        _client.wait_undone()
 
 
 @pytest.fixture(scope="module")
