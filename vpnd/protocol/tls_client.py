@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
+import OpenSSL
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -45,6 +46,7 @@ NO_PARTIAL_WILDCARDS = 0x4  # X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, openssl/x509
 PIN_SIZE = hashlib.sha256().digest_size
 MAX_PINS = 16  # a server has two
 
+_TAKES_CRYPTOGRAPHY = tuple(map(int, OpenSSL.__version__.split(".")[:2])) >= (24, 3)
 _lib: Any = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001 - no public call for the name check
 _TOO_OLD = ("unsupported protocol", "protocol version")  # OpenSSL's words, and the alert's
 _REFUSED_US = ("certificate", "unknown ca")  # in an alert's name, RFC 8446 section 6.2
@@ -121,13 +123,22 @@ def _identify(context: SSL.Context, certificate_pem: str, key_pem: str) -> None:
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise ConfigError("tls.key: neither an EC nor an RSA key")
     try:
-        context.use_certificate(leaf)
+        context.use_certificate(_given(leaf))
         for issuer in chain:
-            context.add_extra_chain_cert(issuer)
-        context.use_privatekey(key)
+            context.add_extra_chain_cert(_given(issuer))
+        context.use_privatekey(_given(key))
         context.check_privatekey()
     except SSL.Error as exc:
         raise ConfigError(f"tls.key: does not fit tls.certificate ({reason(exc)})") from exc
+
+
+def _given(what: Any) -> Any:
+    """Return a certificate or key as this pyOpenSSL wants it."""
+    if _TAKES_CRYPTOGRAPHY:
+        return what
+    if isinstance(what, x509.Certificate):
+        return crypto.X509.from_cryptography(what)
+    return crypto.PKey.from_cryptography_key(what)
 
 
 def parse_pin(text: str) -> bytes:
