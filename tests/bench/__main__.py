@@ -53,9 +53,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--against", metavar="TREE", help="another clone of pyvpn to compare")
     options = parser.parse_args()
     if options.wireguard_go:
-        options.wireguard_go = str(Path(options.wireguard_go).resolve())
+        options.wireguard_go = str(Path(options.wireguard_go).absolute())
+    if options.debian13:
+        options.debian13 = str(Path(options.debian13).absolute())
     if options.wireguard_go:
-        options.wireguard_go = str(Path(options.wireguard_go).resolve())
+        options.wireguard_go = str(Path(options.wireguard_go).absolute())
+    if options.debian13:
+        options.debian13 = str(Path(options.debian13).absolute())
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.seconds = options.seconds or (2.0 if options.quick else 5.0)
     return options

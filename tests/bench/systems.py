@@ -183,8 +183,8 @@ class OcservStock(System):
         return [self.ocserv.process, self.stock.process]
 
     def version(self) -> str:
-        said = self.link.server.run(str(program("ocserv")), "--version", check=False).stdout
-        return _first_version(said)
+        said = self.link.server.run(str(program("ocserv")), "--version", check=False)
+        return _first_version(said.stdout + said.stderr)
 
     def detail(self) -> str:
         return f"DTLS {self._cipher}" if self.dtls else "TLS"
