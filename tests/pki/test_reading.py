@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -31,6 +32,24 @@ def test_the_date_of_a_revocation_list_too(authority: ca.Authority) -> None:
     builder = x509.CertificateRevocationListBuilder(issuer.certificate.subject, NOW, end)
     signed = builder.sign(issuer.key, keys.signature_hash(issuer.key))
     assert reading.next_update(signed) == end
+
+
+@pytest.mark.parametrize("checks", {False, reading._CHECKS_ISSUERS})
+@pytest.mark.parametrize("key_type", ["p256", "p384", "rsa3072"])
+def test_an_issuer_is_known_by_name_and_key(
+    key_type: keys.KeyType, checks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client takes no next certificate from anybody else, also where we have to check."""
+    monkeypatch.setattr(reading, "_CHECKS_ISSUERS", checks)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "other").mkdir()
+    ours = ca.create(tmp_path / "ours", key_type, NOW)
+    other = ca.create(tmp_path / "other", key_type, NOW)  # of the same names
+    issuing = ours.issuer.certificate
+    assert reading.is_issued_by(issuing, ours.root)
+    assert reading.is_issued_by(ours.root, ours.root)
+    assert not reading.is_issued_by(issuing, other.root)
+    assert not reading.is_issued_by(ours.root, issuing)
 
 
 @pytest.mark.parametrize("load", READERS)

@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from vpnd.errors import ConfigError
 from vpnd.pki import profiles
@@ -38,6 +37,7 @@ from vpnd.pki.keys import (
     requested_key,
 )
 from vpnd.pki.names import identity_uri
+from vpnd.pki.reading import is_issued_by
 
 FILES = ("root.key", "root.crt", "issuing.key", "issuing.crt")
 
@@ -80,11 +80,7 @@ class Authority:
 
     def has_issued(self, certificate: x509.Certificate) -> bool:
         """Return whether a certificate was signed by the issuing CA's key."""
-        try:
-            certificate.verify_directly_issued_by(self.issuer.certificate)
-        except (ValueError, TypeError, InvalidSignature):
-            return False
-        return True
+        return is_issued_by(certificate, self.issuer.certificate)
 
 
 def create(directory: Path, key_type: KeyType, now: datetime) -> Authority:

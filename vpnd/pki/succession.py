@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from vpnd.errors import ConfigError, Malformed
 from vpnd.pki.certificates import parse_client_identity
 from vpnd.pki.keys import is_same_key
-from vpnd.pki.reading import not_after, not_before
+from vpnd.pki.reading import is_issued_by, not_after, not_before
 
 
 def check_successor(
@@ -42,19 +41,11 @@ def check_successor(
     if not not_before(leaf) <= now < not_after(leaf):
         raise ConfigError("it is not valid now; is this host's clock right?")
     for certificate, issuer in zip(chain, above, strict=False):
-        if not _has_signed(issuer, certificate):
+        if not is_issued_by(certificate, issuer):
             raise ConfigError("its chain is not one")
     if _leads_to(before, trusted) and not _leads_to(chain, trusted):
         raise ConfigError("it does not lead to the CA of the one in use")
 
 
 def _leads_to(chain: Sequence[x509.Certificate], trusted: Sequence[x509.Certificate]) -> bool:
-    return any(chain[-1] == ca or _has_signed(ca, chain[-1]) for ca in trusted)
-
-
-def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+    return any(chain[-1] == ca or is_issued_by(chain[-1], ca) for ca in trusted)
