@@ -16,7 +16,7 @@ from vpnd.ipc.api import Client
 from vpnd.pki import ca, renewal_jobs, server_files
 from vpnd.pki.certificates import load_chain
 from vpnd.pki.files import replace as replace_file
-from vpnd.pki.keys import encode_key, generate, load_key
+from vpnd.pki.keys import encode_key, generate, is_same_key, load_key
 from vpnd.pki.pins import server_pins
 
 NOW = datetime.now(UTC)
@@ -49,7 +49,8 @@ class Site:
         following = load_key(self.state / "server-next.key").public_key()
         public = (self.state / "server-next.pub").read_bytes()
         announced = server_files.encode_public_key(following) == public
-        return leaf.public_key() == key and announced and following != key
+        in_use = is_same_key(leaf.public_key(), key)
+        return in_use and announced and not is_same_key(following, key)
 
     def repair(self) -> None:
         self.server.run(renewal_jobs.complete)
