@@ -20,13 +20,13 @@ _numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """They boot systems, and take minutes: for who asks for them; on Debian 12 the story alone."""
+    """They boot systems, and take minutes: for who asks for them; on Debian 12 the main ones."""
     asked = "systemd" in config.option.markexpr
     meant = [
         item
         for item in items
         if not item.get_closest_marker("systemd")
-        or (asked and (SUITE == "trixie" or item.path.stem == "test_story"))
+        or (asked and (SUITE == "trixie" or item.path.stem in ("test_story", "test_renewal")))
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in meant])
     items[:] = meant
