@@ -466,6 +466,7 @@ def test_the_status_tells_ends_pins_and_what_comes_next(site: Site) -> None:
     begin = not_before(site.leaf) + timedelta(hours=1)
     assert server["renewal"] == int((begin + 60 * DAY).timestamp())
     assert server["not_after"] == int((begin + 90 * DAY).timestamp())
+    begin = not_before(load_chain(site.place / "ca/issuing.crt")[0]) + timedelta(hours=1)
     assert issuing["renewal"] == int((begin + 365 * DAY).timestamp())
     assert len(shown["pins"]) == 2
     assert shown["alerts"] == []
