@@ -25,9 +25,9 @@ sources() { # the mirrors that this machine's own apt uses
         awk '/^URIs:/ {print $2} /^deb / {for (i = 2; i <= NF; i++) if ($i ~ /^https?:/) {print $i; break}}'
 }
 mirror=${PYVPN_MIRROR:-$(sources | awk '!/security/ && !n++')}
-mirror=${mirror:-http://deb.debian.org/debian}
+[[ $mirror ]] || { say "this machine's apt names no mirror: set PYVPN_MIRROR" && exit 1; }
 security=${PYVPN_SECURITY_MIRROR:-$(sources | awk '/security/ && !n++')}
-security=${security:-http://deb.debian.org/debian-security}
+security=${security:-${mirror%/}-security}
 
 key=$(sha256sum <<<"$suite $mirror ${packages[*]} ${fetched[*]} $(<"${BASH_SOURCE[0]}")")
 folder=$cache/$suite-${key:0:12}
