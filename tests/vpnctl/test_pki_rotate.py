@@ -20,7 +20,7 @@ from vpnd.pki.keys import encode_key, generate, is_same_key, load_key
 from vpnd.pki.pins import server_pins
 
 NOW = datetime.now(UTC)
-LATER = int(NOW.timestamp()) + 1000
+LATER = int(NOW.timestamp()) + 100_000  # whenever in a long run the test comes
 LAPTOP = Client("alice", "laptop", "1f", LATER, foreign=False, created=LATER)
 
 
