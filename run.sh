@@ -503,13 +503,14 @@ test_all() { # MARKERS
     else
         make_debian13 ||
             die "pip could not install Debian 13's libraries: read $HERE/.venv-debian13/pip.log"
-        # Marked `once` is what a second time would only repeat, since no library of this generation
-        # has a hand in it: the linters, and the tests that start run.sh and so the programs of .venv.
         test_beside debian13 "the libraries of Debian 13" .venv-debian13 "not once and $1"
     fi
     [[ -z $systems ]] || test_beside systems "the package on Debian 13 systems" .venv systemd
+    # Marked `once` is what another generation would only repeat, since no library of it has a hand
+    # in it: the linters, and the tests that start run.sh and so the programs of .venv.
+    test_beside once "what the libraries do not change" .venv "once and $1"
     announce "the newest libraries" .venv
-    .venv/bin/python -m pytest -m "$1" || status=1
+    .venv/bin/python -m pytest -m "not once and $1" || status=1
     for beside in "${!BESIDE[@]}"; do
         wait "${BESIDE[$beside]}" || status=1
         unset "BESIDE[$beside]"
